@@ -67,7 +67,9 @@ pub enum InvalidSpec {
     NoExecutors,
     #[error("an application may have at most {maximum} executors, {asked} asked")]
     TooManyExecutors { asked: u32, maximum: u32 },
-    #[error("--total-executor-cores {total} is less than --executor-cores {per_executor}: not one executor would fit")]
+    #[error(
+        "--total-executor-cores {total} is less than --executor-cores {per_executor}: not one executor would fit"
+    )]
     TotalBelowOneExecutor { total: u32, per_executor: u32 },
     #[error("the application's {field} is longer than {maximum} bytes")]
     TooLong { field: &'static str, maximum: usize },
@@ -204,10 +206,16 @@ named_states!(
 /// How a process ended, in the words that a user is shown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ProcessEnd {
-    Exited { code: i32 },
-    Signaled { signal: i32 },
+    Exited {
+        code: i32,
+    },
+    Signaled {
+        signal: i32,
+    },
     /// It never ran: the reason, from the sandbox or the operating system.
-    LaunchFailed { reason: String },
+    LaunchFailed {
+        reason: String,
+    },
 }
 
 impl ProcessEnd {
@@ -261,7 +269,6 @@ impl FromStr for OutputFormat {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -302,7 +309,10 @@ mod tests {
         assert_eq!(check(|s| s.executors = ExecutorCount::Exactly(0)), InvalidSpec::NoExecutors);
         assert!(matches!(check(|s| s.executor.memory_mib = 1), InvalidSpec::TooLittleExecutorMemory { .. }));
         assert!(matches!(check(|s| s.driver.memory_mib = 1), InvalidSpec::TooLittleDriverMemory { .. }));
-        assert!(matches!(check(|s| s.executors = ExecutorCount::Exactly(u32::MAX)), InvalidSpec::TooManyExecutors { .. }));
+        assert!(matches!(
+            check(|s| s.executors = ExecutorCount::Exactly(u32::MAX)),
+            InvalidSpec::TooManyExecutors { .. }
+        ));
         assert!(matches!(check(|s| s.name = "x".repeat(600)), InvalidSpec::TooLong { field: "name", .. }));
         assert!(matches!(
             check(|s| {

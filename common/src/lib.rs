@@ -4,16 +4,18 @@
 
 mod application;
 mod ids;
+mod launch;
 mod master_url;
 mod memory;
 mod resources;
 mod secret;
 
 pub use application::{
-    ApplicationSpec, ApplicationState, DeployMode, ExecutorCount, ExecutorState, InvalidSpec,
-    OutputFormat, ProcessEnd, WorkerStatus,
+    ApplicationSpec, ApplicationState, DeployMode, ExecutorCount, ExecutorState, InvalidSpec, OutputFormat,
+    ProcessEnd, WorkerStatus,
 };
 pub use ids::{ApplicationId, Epoch, ExecutorId, InvalidId, ProcessId, WorkerId};
+pub use launch::{DriverLaunch, ExecutorLaunch};
 pub use master_url::{DEFAULT_MASTER_PORT, InvalidMasterUrl, MasterUrl};
 pub use memory::{InvalidMemorySize, MemorySize};
 pub use resources::Resources;

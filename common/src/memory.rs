@@ -68,7 +68,15 @@ mod tests {
 
     #[test]
     fn sizes_are_read_as_spark_users_write_them() {
-        for (text, mib) in [("512m", 512), ("2g", 2048), ("2G", 2048), ("1t", 1 << 20), ("100", 100), ("4096k", 4), ("1gib", 1024)] {
+        for (text, mib) in [
+            ("512m", 512),
+            ("2g", 2048),
+            ("2G", 2048),
+            ("1t", 1 << 20),
+            ("100", 100),
+            ("4096k", 4),
+            ("1gib", 1024),
+        ] {
             assert_eq!(text.parse::<MemorySize>().unwrap().mib(), mib, "{text}");
         }
         for bad in ["", "m", "1x", "-1", "1.5g", "0", "1k", "99999999999999999999", "18446744073709551615t"] {

@@ -21,9 +21,7 @@ impl Secret {
     /// Compares without leaving early at the first difference, so that timing tells nothing about a guess.
     pub fn matches(&self, guess: &str) -> bool {
         let (a, b) = (self.0.as_bytes(), guess.as_bytes());
-        !a.is_empty()
-            && a.len() == b.len()
-            && a.iter().zip(b).fold(0, |diff, (x, y)| diff | (x ^ y)) == 0
+        !a.is_empty() && a.len() == b.len() && a.iter().zip(b).fold(0, |diff, (x, y)| diff | (x ^ y)) == 0
     }
 }
 

@@ -1,0 +1,160 @@
+//! Channels and servers: time limits, keep-alive, message sizes, in one place.
+
+use firesteel_common::MasterUrl;
+use std::net::IpAddr;
+use std::time::Duration;
+use tonic::transport::{Channel, Endpoint, Server};
+
+/// Plans, statistics and status messages grow with the data; this is a bound against abuse, not a budget.
+pub const MAX_MESSAGE_BYTES: usize = 256 << 20;
+/// Scripts travel in pieces of this size.
+pub const CHUNK_BYTES: usize = 256 << 10;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A peer that answers no ping for interval + timeout is gone, also when its machine vanished without a word.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a peer cannot be reached, in words for the person who gave its address.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("{address:?} is not HOST:PORT")]
+    Address { address: String },
+    #[error("cannot reach {address}: {reason}")]
+    Unreachable { address: String, reason: String, hint: &'static str },
+}
+
+impl ConnectError {
+    /// A way out; empty when there is none.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Address { .. } => "",
+            Self::Unreachable { hint, .. } => hint,
+        }
+    }
+}
+
+fn endpoint(address: &str) -> Result<Endpoint, ConnectError> {
+    Endpoint::from_shared(format!("http://{address}"))
+        .map(|endpoint| {
+            endpoint
+                .connect_timeout(CONNECT_TIMEOUT)
+                .tcp_nodelay(true)
+                .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+                .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+                .keep_alive_while_idle(true)
+                .http2_adaptive_window(true)
+        })
+        .map_err(|_| ConnectError::Address { address: address.to_owned() })
+}
+
+/// Connects to `HOST:PORT` now, so that an unreachable peer is reported with its cause.
+pub async fn connect(address: &str) -> Result<Channel, ConnectError> {
+    endpoint(address)?.connect().await.map_err(|error| {
+        let (reason, hint) = explain(&error);
+        ConnectError::Unreachable { address: address.to_owned(), reason, hint }
+    })
+}
+
+/// Connects to the first master of `url` that answers.
+pub async fn connect_master(url: &MasterUrl) -> Result<Channel, ConnectError> {
+    let mut first_error = None;
+    for address in url.authorities() {
+        match connect(&address).await {
+            Ok(channel) => return Ok(channel),
+            Err(error) => {
+                first_error.get_or_insert(error);
+            }
+        }
+    }
+    Err(first_error.unwrap_or(ConnectError::Address { address: url.to_string() }))
+}
+
+/// The deepest cause says the most: "connection refused", not "transport error".
+fn explain(error: &tonic::transport::Error) -> (String, &'static str) {
+    let mut source: &dyn std::error::Error = error;
+    let mut kind = None;
+    loop {
+        if let Some(io) = source.downcast_ref::<std::io::Error>() {
+            kind = Some(io.kind());
+        }
+        match source.source() {
+            Some(next) => source = next,
+            None => break,
+        }
+    }
+    let text = source.to_string();
+    if text.contains("lookup") || text.contains("Name or service not known") {
+        return ("unknown host".into(), "check the host name in the URL");
+    }
+    match kind {
+        Some(std::io::ErrorKind::ConnectionRefused) => (
+            "connection refused".into(),
+            "is the master running there? scripts/start-master.sh starts one and prints its URL",
+        ),
+        Some(std::io::ErrorKind::TimedOut) => {
+            ("no answer in 5 s".into(), "check the address and the firewall")
+        }
+        _ if text.contains("deadline") || text.contains("timed out") => {
+            ("no answer in 5 s".into(), "check the address and the firewall")
+        }
+        _ if text.contains("frame") || text.contains("h2") || text.contains("http2") => {
+            (format!("the port does not speak Firesteel's protocol ({text})"), WRONG_PORT_HINT)
+        }
+        _ => (text, ""),
+    }
+}
+
+/// What to say when a port answers, but not with gRPC.
+pub const WRONG_PORT_HINT: &str =
+    "the master's gRPC port is 7077 by default; 8080 is its web page, which is not the one to submit to";
+
+/// A server with this project's limits; add services and serve it on a listener.
+pub fn server() -> Server {
+    Server::builder()
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+        .http2_adaptive_window(Some(true))
+}
+
+/// `HOST:PORT` for a URL or a socket, IPv6 hosts in brackets.
+pub fn authority(host: &str, port: u16) -> String {
+    match host.parse::<IpAddr>() {
+        Ok(IpAddr::V6(v6)) => format!("[{v6}]:{port}"),
+        _ => format!("{host}:{port}"),
+    }
+}
+
+/// Whether only this machine can reach a server bound to `host`.
+pub fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_refused_port_is_called_refused() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        drop(listener);
+        let error = connect(&address).await.unwrap_err();
+        assert!(error.to_string().ends_with("connection refused"), "{error}");
+        assert!(error.hint().contains("start-master"));
+    }
+
+    #[tokio::test]
+    async fn an_unknown_host_is_called_unknown() {
+        let error = connect("no-such-host.invalid:7077").await.unwrap_err();
+        assert!(error.to_string().ends_with("unknown host"), "{error}");
+    }
+
+    #[test]
+    fn hosts_are_told_apart() {
+        assert_eq!(authority("::1", 1), "[::1]:1");
+        assert_eq!(authority("h", 1), "h:1");
+        assert!(is_loopback("127.0.0.3") && is_loopback("::1") && is_loopback("localhost"));
+        assert!(!is_loopback("0.0.0.0") && !is_loopback("10.0.0.1"));
+    }
+}
