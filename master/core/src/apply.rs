@@ -367,7 +367,7 @@ fn count_executor_end(state: &mut ClusterState, id: &ApplicationId, number: u32,
     }
     let none_runs = !app.executors.values().any(|e| e.state == ExecutorState::Running);
     if app.failed_starts >= MAX_EXECUTOR_FAILURES && none_runs {
-        let message = format!("{} executors in a row failed; the last: {words}", app.failed_starts);
+        let message = format!("{} executors in a row failed; the last {words}", app.failed_starts);
         end_application(state, id, ApplicationState::Failed, message, at_ms);
     }
 }

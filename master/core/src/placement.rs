@@ -92,10 +92,14 @@ impl<'a> Rooms<'a> {
 
     /// Whether the first things `app` lacks (its driver, if it needs one, and one executor) fit at the same time.
     pub fn can_start(&self, app: &Application) -> bool {
-        if app.needs_driver() {
-            self.best_with_companion(app.spec.driver, app.spec.executor).is_some()
-        } else {
-            self.rooms.iter().any(|room| room.free.fits(app.spec.executor))
+        self.hold(app.needs_driver().then_some(app.spec.driver), app.spec.executor)
+    }
+
+    /// Whether an executor and, if there is one to place, a driver fit at the same time.
+    pub fn hold(&self, driver: Option<Resources>, executor: Resources) -> bool {
+        match driver {
+            Some(driver) => self.best_with_companion(driver, executor).is_some(),
+            None => self.rooms.iter().any(|room| room.free.fits(executor)),
         }
     }
 }

@@ -112,11 +112,7 @@ impl Case<'_> {
         let need = self.app.spec.executor;
         let mut text = format!("{} per executor", brief(need));
         if self.app.needs_driver() {
-            let driver = self.app.spec.driver;
-            let _ = match driver.cores {
-                0 => write!(text, " and {} for the driver", MemorySize::from_mib(driver.memory_mib)),
-                _ => write!(text, " and {} for the driver", brief(driver)),
-            };
+            let _ = write!(text, " and {} for the driver", brief(self.app.spec.driver));
         }
         text
     }
@@ -185,17 +181,21 @@ impl Case<'_> {
     /// The worker that lacks least, and who would have to give it back.
     fn release(&self) -> Option<String> {
         let executor = self.app.spec.executor;
-        let room =
-            self.rooms.iter().filter(|room| room.worker.capacity.fits(executor)).min_by_key(|room| {
-                let lack = executor.saturating_sub(room.free);
-                (lack.cores, lack.memory_mib, &room.worker.id)
-            })?;
-        let mut lack = executor.saturating_sub(room.free);
-        if lack == Resources::default() {
-            // The executor fits; what is missing is the driver's share.
-            let both = executor.checked_add(self.app.spec.driver)?;
-            lack = both.saturating_sub(room.free);
-        }
+        // Without a place for the driver elsewhere, one worker must hold both.
+        let driver = self.app.spec.driver;
+        let driver_elsewhere =
+            |room: &Room<'_>| self.rooms.iter().any(|r| r.worker.id != room.worker.id && r.free.fits(driver));
+        let lack_on = |room: &Room<'_>| {
+            let both = self.app.needs_driver() && !driver_elsewhere(room);
+            let need = if both { Resources::total([executor, driver]) } else { executor };
+            need.saturating_sub(room.free)
+        };
+        let (lack, room) = self
+            .rooms
+            .iter()
+            .filter(|room| room.worker.capacity.fits(executor))
+            .map(|room| (lack_on(room), room))
+            .min_by_key(|(lack, room)| (lack.cores, lack.memory_mib, &room.worker.id))?;
         let lack_text = match (lack.cores, lack.memory_mib) {
             (0, 0) => return None,
             (0, mib) => MemorySize::from_mib(mib).to_string(),
@@ -219,22 +219,21 @@ impl Case<'_> {
         if self.holder.is_some() {
             return None;
         }
-        let cores = self
-            .rooms
-            .iter()
-            .filter(|r| r.free.memory_mib >= need.memory_mib)
-            .map(|r| r.free.cores)
-            .filter(|&cores| (1..need.cores).contains(&cores))
-            .max();
-        if let Some(cores) = cores {
+        let driver = self.app.needs_driver().then_some(self.app.spec.driver);
+        let fits = |executor: Resources| self.rooms.hold(driver, executor);
+        let fewer_cores =
+            self.rooms.iter().map(|r| r.free.cores).filter(|free| (1..need.cores).contains(free));
+        if let Some(cores) = fewer_cores.filter(|&cores| fits(Resources { cores, ..need })).max() {
             return Some(format!("--executor-cores {cores}"));
         }
         let minimum = ApplicationSpec::MIN_EXECUTOR_MEMORY_MIB;
-        self.rooms
+        let less_memory = self
+            .rooms
             .iter()
-            .filter(|r| r.free.cores >= need.cores)
             .map(|r| r.free.memory_mib)
-            .filter(|mib| (minimum..need.memory_mib).contains(mib))
+            .filter(|free| (minimum..need.memory_mib).contains(free));
+        less_memory
+            .filter(|&memory_mib| fits(Resources { memory_mib, ..need }))
             .max()
             .map(|mib| format!("--executor-memory {mib}m"))
     }
@@ -257,7 +256,7 @@ fn counts(workers: &BTreeMap<WorkerId, Obstacle>, rooms: &Rooms<'_>) -> String {
     if let Some(largest) = too_small.iter().map(|r| r.worker.capacity).max_by_key(|c| (c.cores, c.memory_mib))
     {
         parts.push(format!(
-            "{} ({}: {})",
+            "{} ({} {})",
             many(too_small.len(), "is too small", "are too small"),
             if too_small.len() == 1 { "it has" } else { "the largest has" },
             brief(largest)
@@ -295,9 +294,10 @@ fn counts(workers: &BTreeMap<WorkerId, Obstacle>, rooms: &Rooms<'_>) -> String {
     format!("{}: {}", many(total, "worker", "workers"), parts.join(", "))
 }
 
-/// "4 cores/8 GiB".
+/// "4 cores/8 GiB"; "512 MiB" for a driver, which needs no core.
 fn brief(r: Resources) -> String {
-    format!("{}/{}", cores_text(r.cores), MemorySize::from_mib(r.memory_mib))
+    let memory = MemorySize::from_mib(r.memory_mib);
+    if r.cores == 0 { memory.to_string() } else { format!("{}/{memory}", cores_text(r.cores)) }
 }
 
 fn cores_text(cores: u32) -> String {
