@@ -1,0 +1,47 @@
+//! What the group replicates, and how its commands are written into log entries.
+
+use firesteel_master_core::{ClusterState, Command, Outcome};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// State that changes only through commands, the same on every member. Cloning must be cheap: readers keep old
+/// states while new commands are applied.
+pub trait StateMachine: Clone + Default + Serialize + DeserializeOwned + Send + Sync + 'static {
+    type Command: Serialize + DeserializeOwned + Send + 'static;
+    type Outcome: Send + 'static;
+    /// Deterministic and total. `index` is the command's place in the log, unique and rising.
+    fn apply(&mut self, index: u64, command: Self::Command) -> Self::Outcome;
+}
+
+impl StateMachine for ClusterState {
+    type Command = Command;
+    type Outcome = Outcome;
+    fn apply(&mut self, index: u64, command: Command) -> Outcome {
+        firesteel_master_core::apply(self, index, command)
+    }
+}
+
+/// First byte of every command in the log.
+const COMMAND_VERSION: u8 = 1;
+
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    #[error("it has version {0}, and this build reads version {COMMAND_VERSION}")]
+    Version(u8),
+    #[error("{0}")]
+    Json(#[from] serde_json::Error),
+}
+
+pub fn encode_command<C: Serialize>(command: &C) -> Result<Vec<u8>, CommandError> {
+    let mut bytes = vec![COMMAND_VERSION];
+    serde_json::to_writer(&mut bytes, command)?;
+    Ok(bytes)
+}
+
+pub fn decode_command<C: DeserializeOwned>(bytes: &[u8]) -> Result<C, CommandError> {
+    match bytes.split_first() {
+        Some((&COMMAND_VERSION, json)) => Ok(serde_json::from_slice(json)?),
+        Some((version, _)) => Err(CommandError::Version(*version)),
+        None => Err(CommandError::Version(0)),
+    }
+}
