@@ -31,6 +31,14 @@ impl ConnectError {
             Self::Unreachable { hint, .. } => hint,
         }
     }
+
+    /// Whether trying again cannot help, because the address itself is wrong: no such host, or something else listens there.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Address { .. } => true,
+            Self::Unreachable { reason, hint, .. } => reason == UNKNOWN_HOST || *hint == WRONG_PORT_HINT,
+        }
+    }
 }
 
 fn endpoint(address: &str) -> Result<Endpoint, ConnectError> {
@@ -84,7 +92,7 @@ fn explain(error: &tonic::transport::Error) -> (String, &'static str) {
     }
     let text = source.to_string();
     if text.contains("lookup") || text.contains("Name or service not known") {
-        return ("unknown host".into(), "check the host name in the URL");
+        return (UNKNOWN_HOST.into(), "check the host name in the URL");
     }
     match kind {
         Some(std::io::ErrorKind::ConnectionRefused) => (
@@ -103,6 +111,8 @@ fn explain(error: &tonic::transport::Error) -> (String, &'static str) {
         _ => (text, ""),
     }
 }
+
+const UNKNOWN_HOST: &str = "unknown host";
 
 /// What to say when a port answers, but not with gRPC.
 pub const WRONG_PORT_HINT: &str =

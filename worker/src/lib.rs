@@ -1,1 +1,33 @@
+//! The worker daemon: one per machine. It registers capacity with the masters, runs what they want run, each process under
+//! a supervisor of its own, keeps the logs, and reports.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`config`] | flags and environment, parsed into types before anything is opened |
+//! | [`workdir`] | the work directory: lock, identity, highest epoch, paths |
+//! | [`processes`] | pure: desired × actual → actions |
+//! | [`node`] | the loop that owns [`processes`] and feeds [`launcher`] |
+//! | [`launcher`] | from a launch to a running supervisor, and what it reports |
+//! | [`supervisor`] | the `firesteel-supervisor` binary: isolation, waiting, killing, cleaning up |
+//! | [`agent`] | the connection to the masters |
+//! | [`logs`], [`retention`] | reading logs, and how long they stay |
+//! | [`web`] | the worker's own page |
+//! | [`daemon`] | wiring, start and stop |
 
+pub mod agent;
+pub mod artifact;
+pub mod backoff;
+pub mod config;
+pub mod daemon;
+pub mod launcher;
+pub mod logs;
+pub mod node;
+pub mod orphans;
+pub mod processes;
+pub mod retention;
+pub mod scratch;
+pub mod supervisor;
+pub mod usage;
+pub mod web;
+pub mod wire;
+pub mod workdir;

@@ -1,0 +1,210 @@
+//! Flags and environment, parsed into types before anything is opened.
+
+use crate::usage;
+use clap::Parser;
+use clap::builder::styling::{AnsiColor, Styles};
+use firesteel_common::{MasterUrl, MemorySize, Resources};
+use firesteel_proto::channel;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+pub const DEFAULT_WEBUI_PORT: u16 = 8081;
+const ENGINE: &str = "firesteel-engine";
+const SUPERVISOR: &str = "firesteel-supervisor";
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold());
+
+/// The worker daemon of a Firesteel cluster: offers this machine's cores and memory to the masters and runs the
+/// drivers and executors that they place here.
+#[derive(Debug, Parser)]
+#[command(name = "firesteel-worker", version, styles = STYLES, max_term_width = 100)]
+#[command(after_help = "Example:\n  firesteel-worker firesteel://127.0.0.1:7077 --cores 4 --memory 8g\n\n\
+    Exit codes: 0 stopped by a signal, 1 failed, 2 usage, 3 the URL leads to no master.")]
+pub struct Args {
+    /// The masters: firesteel://HOST:PORT[,HOST:PORT…]
+    #[arg(value_name = "MASTER_URL", env = "FIRESTEEL_MASTER")]
+    pub master: MasterUrl,
+
+    /// Address to listen on, and for others to reach this worker at
+    #[arg(long, env = "FIRESTEEL_WORKER_HOST", default_value = "127.0.0.1")]
+    pub host: String,
+
+    /// Port of the worker's own service; 0 takes any free one
+    #[arg(long, env = "FIRESTEEL_WORKER_PORT", default_value_t = 0)]
+    pub port: u16,
+
+    /// Port of the worker's web page; 0 takes any free one [default: 8081, or any free one if that is taken]
+    #[arg(long, env = "FIRESTEEL_WORKER_WEBUI_PORT", value_name = "PORT")]
+    pub webui_port: Option<u16>,
+
+    /// Cores to offer [default: all]
+    #[arg(short, long, env = "FIRESTEEL_WORKER_CORES", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub cores: Option<u32>,
+
+    /// Memory to offer, like 512m or 8g [default: what the machine has, less 1 GiB]
+    #[arg(short, long, env = "FIRESTEEL_WORKER_MEMORY", value_name = "SIZE")]
+    pub memory: Option<MemorySize>,
+
+    /// Directory for scratch files and logs; one worker per directory
+    #[arg(short = 'd', long, env = "FIRESTEEL_WORKER_DIR", value_name = "DIR", default_value = "./work")]
+    pub work_dir: PathBuf,
+
+    /// The program that drivers and executors run [default: firesteel-engine beside this program]
+    #[arg(long, env = "FIRESTEEL_ENGINE", value_name = "PATH")]
+    pub engine: Option<PathBuf>,
+
+    /// Write {"worker_id","host","port","ui","pid"} to this file once registered
+    #[arg(long, env = "FIRESTEEL_WORKER_READY_FILE", value_name = "PATH")]
+    pub ready_file: Option<PathBuf>,
+
+    /// What to log to standard error: error, warn, info, debug, trace, or a filter like info,firesteel_worker=debug
+    #[arg(long, env = "FIRESTEEL_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
+    pub log_level: String,
+
+    /// Allow --host to be an address that other machines can reach, although nothing authenticates them yet
+    #[arg(long, env = "FIRESTEEL_INSECURE_BIND", value_parser = clap::builder::FalseyValueParser::new())]
+    pub insecure_bind: bool,
+}
+
+/// What the daemon runs with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    pub masters: MasterUrl,
+    pub host: String,
+    pub port: u16,
+    pub webui_port: WebuiPort,
+    pub capacity: Resources,
+    pub work_dir: PathBuf,
+    pub engine: PathBuf,
+    pub supervisor: PathBuf,
+    pub ready_file: Option<PathBuf>,
+}
+
+/// Which port the web page takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WebuiPort {
+    /// Exactly this one (0: any).
+    Given(u16),
+    /// [`DEFAULT_WEBUI_PORT`], or any free one.
+    Default,
+}
+
+/// Settings that do not go together or name what is not there.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    #[error("--host {0} can be reached from other machines, and nothing authenticates them yet")]
+    InsecureBind(String),
+    #[error("--host {0} is no address that others could reach this worker at")]
+    Unspecified(String),
+    #[error("there is no {} at {}", .program, .path.display())]
+    NoProgram { program: &'static str, path: PathBuf },
+    #[error("{} is not a path in UTF-8", .0.display())]
+    NotUtf8(PathBuf),
+    #[error("--log-level {value:?} is not a log filter: {reason}")]
+    LogLevel { value: String, reason: String },
+}
+
+impl ConfigError {
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::InsecureBind(_) => {
+                "leave --host at 127.0.0.1, or accept with --insecure-bind that whoever reaches the port can read logs"
+            }
+            Self::Unspecified(_) => "name one address of this machine",
+            Self::NoProgram { .. } => "build the workspace: cargo build --release",
+            Self::NotUtf8(_) => "choose another path",
+            Self::LogLevel { .. } => "use error, warn, info, debug or trace",
+        }
+    }
+}
+
+impl Config {
+    /// `own_directory`: where this program is, and so its siblings.
+    pub fn new(args: &Args, own_directory: &Path) -> Result<Self, ConfigError> {
+        if args.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified()) {
+            return Err(ConfigError::Unspecified(args.host.clone()));
+        }
+        if !channel::is_loopback(&args.host) && !args.insecure_bind {
+            return Err(ConfigError::InsecureBind(args.host.clone()));
+        }
+        let absolute = |path: PathBuf| {
+            let path = std::path::absolute(&path).unwrap_or(path);
+            if path.to_str().is_some() { Ok(path) } else { Err(ConfigError::NotUtf8(path)) }
+        };
+        let supervisor = own_directory.join(SUPERVISOR);
+        if !supervisor.is_file() {
+            return Err(ConfigError::NoProgram { program: SUPERVISOR, path: supervisor });
+        }
+        let default = if args.cores.is_some() && args.memory.is_some() {
+            Resources::default()
+        } else {
+            usage::default_capacity()
+        };
+        Ok(Self {
+            masters: args.master.clone(),
+            host: args.host.clone(),
+            port: args.port,
+            webui_port: args.webui_port.map_or(WebuiPort::Default, WebuiPort::Given),
+            capacity: Resources::new(
+                args.cores.unwrap_or(default.cores),
+                args.memory.map_or(default.memory_mib, MemorySize::mib),
+            ),
+            work_dir: absolute(args.work_dir.clone())?,
+            engine: absolute(args.engine.clone().unwrap_or_else(|| own_directory.join(ENGINE)))?,
+            supervisor,
+            ready_file: args.ready_file.clone().map(absolute).transpose()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(more: &[&str]) -> Args {
+        let all = ["firesteel-worker", "firesteel://h:1"].iter().chain(more).copied();
+        Args::try_parse_from(all).unwrap()
+    }
+    fn directory() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(SUPERVISOR), "").unwrap();
+        dir
+    }
+
+    #[test]
+    fn defaults_and_flags() {
+        let dir = directory();
+        let config = Config::new(&args(&[]), dir.path()).unwrap();
+        assert_eq!((config.webui_port, config.port), (WebuiPort::Default, 0));
+        assert!(config.capacity.cores > 0 && config.capacity.memory_mib >= 512);
+        assert_eq!(config.engine, dir.path().join(ENGINE));
+        let more = args(&["-c", "3", "-m", "2g", "--webui-port", "0", "-d", "/w", "--engine", "/e"]);
+        let config = Config::new(&more, dir.path()).unwrap();
+        assert_eq!(config.capacity, Resources::new(3, 2048));
+        assert_eq!(config.webui_port, WebuiPort::Given(0));
+        assert_eq!((config.work_dir, config.engine), ("/w".into(), "/e".into()));
+    }
+
+    #[test]
+    fn what_does_not_parse_is_a_usage_error() {
+        for bad in [&["-c", "0"][..], &["-m", "lots"], &["--port", "70000"], &["--bogus"]] {
+            let all = ["w", "firesteel://h:1"].iter().chain(bad).copied();
+            assert_eq!(Args::try_parse_from(all).unwrap_err().exit_code(), 2, "{bad:?}");
+        }
+        assert_eq!(Args::try_parse_from(["w", "http://h:1"]).unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn an_open_address_needs_consent() {
+        let dir = directory();
+        let error = Config::new(&args(&["--host", "10.0.0.1"]), dir.path()).unwrap_err();
+        assert!(error.hint().contains("--insecure-bind"), "{error}");
+        assert!(Config::new(&args(&["--host", "10.0.0.1", "--insecure-bind"]), dir.path()).is_ok());
+        let error = Config::new(&args(&["--host", "0.0.0.0", "--insecure-bind"]), dir.path()).unwrap_err();
+        assert_eq!(error, ConfigError::Unspecified("0.0.0.0".into()));
+        std::fs::remove_file(dir.path().join(SUPERVISOR)).unwrap();
+        assert!(matches!(Config::new(&args(&[]), dir.path()), Err(ConfigError::NoProgram { .. })));
+    }
+}
