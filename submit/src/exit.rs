@@ -1,0 +1,192 @@
+//! Exit codes, and errors that carry one.
+
+use crate::display;
+use anstyle::AnsiColor;
+use firesteel_proto::channel::{ConnectError, WRONG_PORT_HINT};
+use std::fmt::Display;
+use std::io::Write;
+use tonic::Code;
+
+/// What `submit` ends with. The numbers are part of the interface: scripts test them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    Success = 0,
+    ApplicationFailed = 1,
+    Usage = 2,
+    /// The master cannot be reached, or does not let us in.
+    Unreachable = 3,
+    Unschedulable = 4,
+    Killed = 5,
+    Timeout = 124,
+    Interrupted = 130,
+    /// The reader of standard output is gone (`submit … | head`): what a shell shows for SIGPIPE.
+    BrokenPipe = 141,
+}
+
+/// The end of a command that did not succeed: what to print on standard error, and the exit code.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    pub exit: Exit,
+    /// Empty when everything has been said already.
+    pub message: String,
+    /// A way out; empty when there is none.
+    pub hint: String,
+}
+
+impl Failure {
+    pub fn new(exit: Exit, message: impl Display) -> Self {
+        Self { exit, message: message.to_string(), hint: String::new() }
+    }
+
+    pub fn usage(message: impl Display) -> Self {
+        Self::new(Exit::Usage, message)
+    }
+
+    /// Ends with `exit` and prints nothing.
+    pub fn quiet(exit: Exit) -> Self {
+        Self::new(exit, "")
+    }
+
+    pub fn hint(mut self, hint: impl Display) -> Self {
+        self.hint = hint.to_string();
+        self
+    }
+
+    /// Prints `error:` and `hint:` to standard error.
+    pub fn report(&self) {
+        if self.message.is_empty() {
+            return;
+        }
+        let red = AnsiColor::Red.on_default().bold();
+        let cyan = AnsiColor::Cyan.on_default().bold();
+        let mut stderr = anstream::stderr();
+        // A closed standard error cannot be told anything.
+        drop(writeln!(stderr, "{red}error:{red:#} {}", display::lines(&self.message)));
+        if !self.hint.is_empty() {
+            drop(writeln!(stderr, "{cyan}hint:{cyan:#} {}", display::lines(&self.hint)));
+        }
+    }
+
+    /// An answer of the master to the request described by `doing` ("submit report.sql").
+    pub fn from_status(status: &tonic::Status, doing: &str) -> Self {
+        if speaks_no_grpc(status) {
+            return Self::new(
+                Exit::Unreachable,
+                format!(
+                    "cannot {doing}: the port does not speak Firesteel's protocol ({})",
+                    status.message()
+                ),
+            )
+            .hint(WRONG_PORT_HINT);
+        }
+        if let Some(cause) = deepest_cause(status)
+            && is_connection_loss(status)
+        {
+            return Self::new(
+                Exit::Unreachable,
+                format!("cannot {doing}: the connection broke before an answer came ({cause})"),
+            )
+            .hint(format!("is it a master that stopped just now, or another service? {WRONG_PORT_HINT}"));
+        }
+        let text = if status.message().is_empty() { status.code().description() } else { status.message() };
+        let failure = |exit| Self::new(exit, format!("cannot {doing}: {text}"));
+        match status.code() {
+            Code::NotFound => {
+                failure(Exit::Usage).hint("`submit list` shows the applications that the master knows")
+            }
+            Code::InvalidArgument | Code::OutOfRange | Code::AlreadyExists => failure(Exit::Usage),
+            Code::FailedPrecondition | Code::ResourceExhausted => failure(Exit::Unschedulable),
+            Code::Unauthenticated | Code::PermissionDenied => failure(Exit::Unreachable),
+            Code::Unimplemented => failure(Exit::Unreachable).hint(
+                "the server does not know this request: are submit and the master of the same version?",
+            ),
+            _ => {
+                failure(Exit::Unreachable).hint("the connection to the master was lost; is it still running?")
+            }
+        }
+    }
+}
+
+impl From<ConnectError> for Failure {
+    fn from(error: ConnectError) -> Self {
+        Self::new(Exit::Unreachable, &error).hint(error.hint())
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    /// For writes to standard output.
+    fn from(error: std::io::Error) -> Self {
+        if error.kind() == std::io::ErrorKind::BrokenPipe {
+            Self::quiet(Exit::BrokenPipe)
+        } else {
+            Self::new(Exit::ApplicationFailed, format!("cannot write to standard output: {error}"))
+        }
+    }
+}
+
+/// Whether the same request may succeed on a new connection: the master went away, or was not itself for a moment.
+pub fn is_connection_loss(status: &tonic::Status) -> bool {
+    matches!(
+        status.code(),
+        Code::Unavailable
+            | Code::Unknown
+            | Code::Cancelled
+            | Code::Internal
+            | Code::Aborted
+            | Code::DeadlineExceeded
+    )
+}
+
+/// What broke the connection; `None` for a status that the server sent.
+fn deepest_cause(status: &tonic::Status) -> Option<String> {
+    let mut error = std::error::Error::source(status)?;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    Some(error.to_string())
+}
+
+/// Something answered, but in another language: an HTTP/1 page (whose "HTTP" reads as an absurd frame length), or
+/// HTTP/2 without gRPC.
+fn speaks_no_grpc(status: &tonic::Status) -> bool {
+    let text =
+        format!("{} {}", status.message(), deepest_cause(status).unwrap_or_default()).to_ascii_lowercase();
+    (is_connection_loss(status) || status.code() == Code::Unimplemented)
+        && ["frame with invalid size", "invalid content-type", "http status code"]
+            .iter()
+            .any(|sign| text.contains(sign))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_become_exit_codes() {
+        for (status, exit) in [
+            (tonic::Status::not_found("no application matches \"x\""), Exit::Usage),
+            (tonic::Status::invalid_argument("x"), Exit::Usage),
+            (tonic::Status::unauthenticated("x"), Exit::Unreachable),
+            (tonic::Status::unavailable("x"), Exit::Unreachable),
+            (tonic::Status::failed_precondition("x"), Exit::Unschedulable),
+        ] {
+            let failure = Failure::from_status(&status, "submit x.sql");
+            assert_eq!(failure.exit, exit, "{status:?}");
+            assert!(failure.message.starts_with("cannot submit x.sql: "), "{}", failure.message);
+        }
+    }
+
+    #[test]
+    fn another_protocol_is_recognised() {
+        let status = tonic::Status::unknown("h2 protocol error: frame with invalid size");
+        assert_eq!(Failure::from_status(&status, "x").hint, WRONG_PORT_HINT);
+        let status = tonic::Status::not_found("frame with invalid size");
+        assert_ne!(Failure::from_status(&status, "x").hint, WRONG_PORT_HINT);
+    }
+
+    #[test]
+    fn a_closed_reader_is_not_an_error_to_talk_about() {
+        let failure = Failure::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
+        assert_eq!((failure.exit, failure.message.as_str()), (Exit::BrokenPipe, ""));
+    }
+}
