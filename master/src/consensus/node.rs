@@ -27,6 +27,8 @@ const GROUP_BYTES: u64 = 4 << 20;
 const MAX_UNCOMMITTED_BYTES: u64 = 32 << 20;
 const MAX_MESSAGE_BYTES: u64 = 256 << 10;
 const MAX_INFLIGHT_MESSAGES: usize = 64;
+/// Entries dropped per round while the log is being compacted: proposals must not wait for the whole of it.
+const COMPACT_STEP: u64 = 250;
 const ELECTION_TICKS: usize = 10;
 const HEARTBEAT_TICKS: usize = 2;
 
@@ -149,6 +151,8 @@ pub struct Node<S: StateMachine, L: LogStore, T> {
     snapshot_writer: Option<JoinHandle<()>>,
     snapshot_index: u64,
     bytes_since_snapshot: u64,
+    /// Entries up to here are not needed any more.
+    compact_through: u64,
     published: watch::Sender<Published<S>>,
     transport: T,
     watchdog: Watchdog,
@@ -222,6 +226,7 @@ impl<S: StateMachine, L: LogStore, T: Transport> Node<S, L, T> {
             snapshot_writer: None,
             snapshot_index,
             bytes_since_snapshot,
+            compact_through: snapshot_index.saturating_sub(policy.margin),
             published,
             transport,
             watchdog,
@@ -242,7 +247,9 @@ impl<S: StateMachine, L: LogStore, T: Transport> Node<S, L, T> {
         self.work()?;
         let mut next_tick = Instant::now() + self.tick;
         loop {
-            let wait = next_tick.saturating_duration_since(Instant::now());
+            let compacting = self.compact_step()?;
+            let wait =
+                if compacting { Duration::ZERO } else { next_tick.saturating_duration_since(Instant::now()) };
             let mut input = match self.inbox.recv_timeout(wait) {
                 Ok(input) => Some(input),
                 Err(RecvTimeoutError::Timeout) => None,
@@ -571,15 +578,28 @@ impl<S: StateMachine, L: LogStore, T: Transport> Node<S, L, T> {
             hard_state: Some(&self.hard_state),
             membership: (!newer).then_some(&membership),
             snapshot: Some(position),
-            compact_through: Some(position.index.saturating_sub(self.policy.margin)),
             ..Batch::default()
         };
         self.watchdog.watch(|| log.write(batch, Durability::Synced))?;
         self.unsaved_commit = false;
         self.snapshot_index = position.index;
+        self.compact_through = position.index.saturating_sub(self.policy.margin);
         self.raw.store().snapshots.keep_only(position);
-        tracing::debug!(index = position.index, "snapshot written, log compacted");
+        tracing::debug!(index = position.index, "snapshot written");
         Ok(())
+    }
+
+    /// Drops some of the entries that the snapshot covers; says whether there are more. Not synced: what a crash brings
+    /// back is dropped again.
+    fn compact_step(&mut self) -> Result<bool, FatalError> {
+        let log = &mut self.raw.mut_store().log;
+        let first = log.first_index();
+        if first > self.compact_through {
+            return Ok(false);
+        }
+        let through = self.compact_through.min(first + COMPACT_STEP);
+        log.write(Batch { compact_through: Some(through), ..Batch::default() }, Durability::Buffered)?;
+        Ok(through < self.compact_through)
     }
 
     fn finish(mut self) -> Result<(), FatalError> {

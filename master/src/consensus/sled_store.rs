@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 pub type SledStore = KvLog<SledKv>;
 
-/// The log that is read again is the part behind the newest snapshot, and that mostly once, at start.
-const CACHE_BYTES: u64 = 8 << 20;
+/// Entries are read back right after they were written, or once, at start.
+const CACHE_BYTES: u64 = 2 << 20;
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
 pub struct SledKv {
