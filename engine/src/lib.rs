@@ -1,1 +1,13 @@
+//! The engine: the only crate that links DataFusion. Driver, executor, and the SQL scripts they run.
 
+pub mod driver;
+pub mod executor;
+pub mod launch;
+pub mod local;
+pub mod output;
+pub mod sample_data;
+pub mod session;
+pub mod settings;
+pub mod sql;
+pub mod store;
+pub mod transport;

@@ -1,0 +1,95 @@
+//! DataFusion sessions: one way to build them for the driver, the executors and the single process.
+
+use crate::settings::Settings;
+use crate::store::Stores;
+use datafusion::error::Result;
+use datafusion::execution::memory_pool::{FairSpillPool, MemoryPool, UnboundedMemoryPool};
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use datafusion::prelude::SessionConfig;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A runtime whose operators share `memory_bytes` fairly and spill under `scratch`; `None` leaves memory unbounded
+/// (planning in a driver).
+pub fn runtime(settings: &Settings, memory_bytes: Option<u64>, scratch: &Path) -> Result<Arc<RuntimeEnv>> {
+    let pool: Arc<dyn MemoryPool> = match memory_bytes {
+        Some(bytes) => Arc::new(FairSpillPool::new((bytes as f64 * settings.memory_fraction) as usize)),
+        None => Arc::new(UnboundedMemoryPool::default()),
+    };
+    RuntimeEnvBuilder::new()
+        .with_memory_pool(pool)
+        .with_temp_file_path(scratch)
+        .with_object_store_registry(Arc::new(Stores::new(settings.store_options.clone())))
+        .build_arc()
+}
+
+/// The options that planning starts from: information schema on, the application's `datafusion.*` settings applied.
+pub fn config(settings: &Settings, target_partitions: usize) -> Result<SessionConfig> {
+    let mut config = SessionConfig::new()
+        .with_target_partitions(target_partitions.max(crate::settings::MIN_TARGET_PARTITIONS))
+        .with_information_schema(true);
+    let options = config.options_mut();
+    options.sql_parser.collect_spans = true;
+    for (key, value) in &settings.datafusion {
+        options.set(key, value)?;
+    }
+    Ok(config)
+}
+
+/// How DataFusion's run-time options travel to executors: as one gRPC header, because a task's session there starts
+/// from defaults.
+pub mod option_header {
+    use datafusion::config::ConfigOptions;
+    use datafusion::error::{DataFusionError, Result};
+    use http::{HeaderMap, HeaderValue};
+    use std::collections::BTreeMap;
+
+    const NAME: &str = "x-firesteel-options";
+
+    /// The `datafusion.*` options that differ from their defaults.
+    pub fn encode(options: &ConfigOptions) -> Result<HeaderMap> {
+        let defaults: BTreeMap<_, _> =
+            ConfigOptions::new().entries().into_iter().map(|e| (e.key, e.value)).collect();
+        let mut text = url::form_urlencoded::Serializer::new(String::new());
+        for entry in options.entries() {
+            let Some(value) = entry.value.as_deref() else { continue };
+            if entry.key.starts_with("datafusion.")
+                && defaults.get(&entry.key).and_then(Option::as_deref) != Some(value)
+            {
+                text.append_pair(&entry.key, value);
+            }
+        }
+        let value = HeaderValue::from_str(&text.finish())
+            .map_err(|e| DataFusionError::Configuration(format!("options do not fit a header: {e}")))?;
+        let mut headers = HeaderMap::new();
+        headers.insert(NAME, value);
+        Ok(headers)
+    }
+
+    /// Applies what [`encode`] wrote; options unknown to this version are an error, for silence could change results.
+    pub fn apply(headers: &HeaderMap, options: &mut ConfigOptions) -> Result<()> {
+        let Some(value) = headers.get(NAME) else { return Ok(()) };
+        for (key, value) in url::form_urlencoded::parse(value.as_bytes()) {
+            options.set(&key, &value)?;
+        }
+        Ok(())
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn changed_options_travel_and_defaults_do_not() {
+            let mut sent = ConfigOptions::new();
+            sent.set("datafusion.execution.batch_size", "77").unwrap();
+            sent.set("datafusion.execution.time_zone", "Europe/Prague & ž").unwrap();
+            let headers = encode(&sent).unwrap();
+            assert!(headers[NAME].len() < 200, "only what differs travels");
+            let mut received = ConfigOptions::new();
+            apply(&headers, &mut received).unwrap();
+            assert_eq!(received.execution.batch_size.get(), 77);
+            assert_eq!(received.execution.time_zone.as_deref(), Some("Europe/Prague & ž"));
+        }
+    }
+}

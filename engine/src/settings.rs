@@ -1,0 +1,252 @@
+//! `--conf` settings as the engine understands them, parsed once into types.
+
+use datafusion::config::ConfigOptions;
+use firesteel_common::MemorySize;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// DataFusion plans wrong results for distributed execution when it plans with one partition.
+pub const MIN_TARGET_PARTITIONS: usize = 2;
+
+/// Compression of batches on their way between executors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// None while all executors are on one machine, LZ4 otherwise.
+    Auto,
+    None,
+    Lz4,
+    Zstd,
+}
+
+/// What the settings of an application mean to its driver and executors.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Relative paths in a script are relative to this: the directory in which the user ran `submit`.
+    pub working_directory: Option<PathBuf>,
+    /// Result bytes held back before the first row is shown; until then a query can start again unseen.
+    pub result_buffer_bytes: u64,
+    /// How often a query starts again after it lost an executor.
+    pub max_restarts: u32,
+    /// How long a driver that had executors waits for new ones once all are gone, in seconds.
+    pub executor_wait_secs: u64,
+    pub compression: Compression,
+    /// Part of the executor's memory that operators may use before they spill.
+    pub memory_fraction: f64,
+    /// Options for `s3://`, `gs://`, `az://`, `http(s)://` stores, by `object_store`'s names (`aws_region`, …).
+    pub store_options: Vec<(String, String)>,
+    /// `datafusion.*` options.
+    pub datafusion: Vec<(String, String)>,
+}
+
+/// A setting that cannot be used, and what could.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidSetting {
+    #[error("unknown setting {key:?}\nhint: {hint}")]
+    Unknown { key: String, hint: String },
+    #[error("{key}={value:?}: expected {expected}")]
+    Value { key: String, value: String, expected: &'static str },
+    #[error("{key}={value:?}: {reason}")]
+    DataFusion { key: String, value: String, reason: String },
+}
+
+const KEYS: &[(&str, &str)] = &[
+    (
+        "firesteel.execution.mode",
+        "pipelined: the whole query runs at once and starts again when an executor is lost",
+    ),
+    (
+        "firesteel.execution.maxRestarts",
+        "how often a query starts again after losing an executor (default 4)",
+    ),
+    ("firesteel.executor.memoryFraction", "part of executor memory for operators, 0.1 to 0.95 (default 0.7)"),
+    ("firesteel.executor.waitSeconds", "how long to wait for new executors once all are gone (default 120)"),
+    (
+        "firesteel.result.bufferSize",
+        "result bytes held back so that a query can start again unseen (default 16m)",
+    ),
+    ("firesteel.shuffle.compression", "auto, none, lz4 or zstd (default auto)"),
+    (
+        "firesteel.submit.workingDirectory",
+        "directory that relative paths in the script start from (set by submit)",
+    ),
+];
+const STORE_PREFIX: &str = "firesteel.store.";
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            working_directory: None,
+            result_buffer_bytes: 16 << 20,
+            max_restarts: 4,
+            executor_wait_secs: 120,
+            compression: Compression::Auto,
+            memory_fraction: 0.7,
+            store_options: Vec::new(),
+            datafusion: Vec::new(),
+        }
+    }
+}
+
+impl Settings {
+    pub fn parse(conf: &BTreeMap<String, String>) -> Result<Self, InvalidSetting> {
+        let mut settings = Self::default();
+        for (key, value) in conf {
+            settings.set(key, value)?;
+        }
+        settings.check_datafusion()?;
+        Ok(settings)
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> Result<(), InvalidSetting> {
+        let bad = |expected| InvalidSetting::Value { key: key.to_owned(), value: value.to_owned(), expected };
+        match key {
+            "firesteel.execution.mode" => {
+                if value != "pipelined" {
+                    return Err(bad("pipelined"));
+                }
+            }
+            "firesteel.execution.maxRestarts" => {
+                self.max_restarts = value.parse().map_err(|_| bad("a whole number"))?;
+            }
+            "firesteel.executor.memoryFraction" => {
+                self.memory_fraction = match value.parse() {
+                    Ok(fraction) if (0.1..=0.95).contains(&fraction) => fraction,
+                    _ => return Err(bad("a number from 0.1 to 0.95")),
+                };
+            }
+            "firesteel.executor.waitSeconds" => {
+                self.executor_wait_secs = value.parse().map_err(|_| bad("a whole number of seconds"))?;
+            }
+            "firesteel.result.bufferSize" => {
+                let size: MemorySize = value.parse().map_err(|_| bad("a size like 16m"))?;
+                self.result_buffer_bytes = size.bytes();
+            }
+            "firesteel.shuffle.compression" => {
+                self.compression = match value {
+                    "auto" => Compression::Auto,
+                    "none" => Compression::None,
+                    "lz4" => Compression::Lz4,
+                    "zstd" => Compression::Zstd,
+                    _ => return Err(bad("auto, none, lz4 or zstd")),
+                };
+            }
+            "firesteel.submit.workingDirectory" => {
+                let path = PathBuf::from(value);
+                if !path.is_absolute() {
+                    return Err(bad("an absolute path"));
+                }
+                self.working_directory = Some(path);
+            }
+            _ => {
+                if let Some(option) = key.strip_prefix(STORE_PREFIX) {
+                    self.store_options.push((option.to_ascii_lowercase(), value.to_owned()));
+                } else if key.starts_with("datafusion.") {
+                    self.datafusion.push((key.to_owned(), value.to_owned()));
+                } else if key.starts_with("spark.") {
+                    // Spark properties that mean something to the cluster were taken by `submit`; the rest has no
+                    // meaning here, and a shared spark-defaults.conf must not make a submission fail.
+                } else {
+                    return Err(unknown(key));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Every `datafusion.*` option must exist and take its value, and none may break distributed planning.
+    fn check_datafusion(&self) -> Result<(), InvalidSetting> {
+        let mut options = ConfigOptions::new();
+        for (key, value) in &self.datafusion {
+            let reject = |reason: String| InvalidSetting::DataFusion {
+                key: key.clone(),
+                value: value.clone(),
+                reason,
+            };
+            options.set(key, value).map_err(|e| reject(e.strip_backtrace()))?;
+            if options.execution.target_partitions < MIN_TARGET_PARTITIONS {
+                return Err(reject(TOO_FEW_PARTITIONS.to_owned()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Said wherever somebody asks for fewer than [`MIN_TARGET_PARTITIONS`].
+pub const TOO_FEW_PARTITIONS: &str =
+    "a distributed plan needs at least 2 partitions: with one it would return wrong rows";
+
+fn unknown(key: &str) -> InvalidSetting {
+    let nearest = KEYS.iter().min_by_key(|(known, _)| edit_distance(known, key));
+    let hint = match nearest {
+        Some((known, help)) if edit_distance(known, key) <= 6 => {
+            format!("did you mean {known}? ({help})")
+        }
+        _ => format!(
+            "known are {}, firesteel.store.* and datafusion.*",
+            KEYS.iter().map(|(known, _)| *known).collect::<Vec<_>>().join(", ")
+        ),
+    };
+    InvalidSetting::Unknown { key: key.to_owned(), hint }
+}
+
+/// Levenshtein distance, by bytes.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let substituted = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(pairs: &[(&str, &str)]) -> Result<Settings, InvalidSetting> {
+        Settings::parse(&pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
+    }
+
+    #[test]
+    fn settings_are_typed() {
+        let s = parse(&[
+            ("firesteel.result.bufferSize", "1m"),
+            ("firesteel.shuffle.compression", "zstd"),
+            ("firesteel.store.AWS_REGION", "eu-1"),
+            ("datafusion.execution.batch_size", "4096"),
+            ("spark.anything", "x"),
+        ])
+        .unwrap();
+        assert_eq!(s.result_buffer_bytes, 1 << 20);
+        assert_eq!(s.compression, Compression::Zstd);
+        assert_eq!(s.store_options, [("aws_region".to_owned(), "eu-1".to_owned())]);
+    }
+
+    #[test]
+    fn a_misspelt_key_is_answered_with_the_nearest() {
+        let error = parse(&[("firesteel.result.buffersize", "1m")]).unwrap_err().to_string();
+        assert!(error.contains("did you mean firesteel.result.bufferSize"), "{error}");
+        let error = parse(&[("nonsense", "1")]).unwrap_err().to_string();
+        assert!(error.contains("known are firesteel.execution.mode"), "{error}");
+    }
+
+    #[test]
+    fn values_that_cannot_work_are_refused() {
+        for (key, value) in [
+            ("firesteel.execution.mode", "magic"),
+            ("firesteel.executor.memoryFraction", "2"),
+            ("firesteel.result.bufferSize", "lots"),
+            ("firesteel.submit.workingDirectory", "relative"),
+            ("datafusion.no.such", "1"),
+            ("datafusion.execution.batch_size", "many"),
+            ("datafusion.execution.target_partitions", "1"),
+        ] {
+            assert!(parse(&[(key, value)]).is_err(), "{key}={value}");
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! SQL scripts: parse, plan, run statement by statement.
+
+pub mod paths;
+pub mod plan;
+pub mod run;
+pub mod script;
+pub mod write;
