@@ -180,6 +180,11 @@ impl ClusterState {
         self.applications.values()
     }
 
+    /// How many ended applications have left the history.
+    pub fn forgotten_applications(&self) -> u64 {
+        self.submitted_total.saturating_sub(self.applications.len() as u64)
+    }
+
     /// Waiting and running applications in the order of their submission.
     pub fn active(&self) -> impl Iterator<Item = &Arc<Application>> {
         self.active.values().filter_map(|id| self.applications.get(id))

@@ -1,0 +1,184 @@
+//! What the leader does by itself: place what waits, and notice who has gone silent.
+
+use crate::cluster::{Cluster, Timing, now_ms};
+use crate::consensus::{ProposeError, Published};
+use crate::soft::{DriverSigns, Soft, WorkerSigns};
+use firesteel_common::{DeployMode, WorkerStatus};
+use firesteel_master_core::{ClusterState, Command, Outcome, schedule, wake_at_ms};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::time::sleep_until;
+
+/// After a plan of which nothing was accepted (a fault of ours), so that it does not spin.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Runs until the master stops. Acts only while this master leads.
+pub async fn run(cluster: Cluster) {
+    let mut published = cluster.published();
+    let mut leading_since: Option<Instant> = None;
+    let mut seen: Option<Arc<ClusterState>> = None;
+    loop {
+        let now: Published = published.borrow_and_update().clone();
+        if seen.as_ref().is_none_or(|old| !Arc::ptr_eq(old, &now.state)) {
+            tidy(&cluster, seen.as_deref(), &now.state).await;
+            seen = Some(now.state.clone());
+        }
+        let mut wake = None;
+        if now.leader {
+            let since = *leading_since.get_or_insert_with(|| {
+                tracing::info!(epoch = now.epoch.0, "this master leads");
+                Instant::now()
+            });
+            let clock = Clock { now: Instant::now(), leading_since: since, now_ms: now_ms() };
+            let (mut plan, next) = overdue(&now.state, cluster.soft(), cluster.timing(), clock);
+            for command in &plan {
+                log_overdue(command);
+            }
+            plan.extend(schedule(&now.state, clock.now_ms));
+            if !plan.is_empty() {
+                if propose(&cluster, plan).await {
+                    continue;
+                }
+                wake = Some(Instant::now() + PAUSE);
+            } else {
+                let retry = wake_at_ms(&now.state, clock.now_ms)
+                    .map(|at| clock.now + Duration::from_millis(at.saturating_sub(clock.now_ms)));
+                wake = [next, retry].into_iter().flatten().min();
+            }
+        } else {
+            leading_since = None;
+        }
+        tokio::select! {
+            () = cluster.stopping().cancelled() => return,
+            changed = published.changed() => if changed.is_err() { return },
+            () = cluster.soft().deadline_changed() => {}
+            () = async {
+                match wake {
+                    Some(at) => sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            } => {}
+        }
+    }
+}
+
+/// Whether the state has moved on, so that a new look makes sense at once.
+async fn propose(cluster: &Cluster, plan: Vec<Command>) -> bool {
+    match cluster.propose(plan).await {
+        Ok(outcomes) => {
+            let refused = outcomes.iter().filter_map(|(_, outcome)| match outcome {
+                Outcome::Rejected(why) => Some(why),
+                _ => None,
+            });
+            let mut count = 0;
+            for why in refused {
+                // Normal when something else was committed in between.
+                tracing::debug!(%why, "a decision came too late");
+                count += 1;
+            }
+            count < outcomes.len()
+        }
+        Err(ProposeError::NotLeader { .. } | ProposeError::LeadershipLost) => false,
+        Err(error) => {
+            tracing::warn!(%error, "cannot propose");
+            false
+        }
+    }
+}
+
+/// The moment at which things are judged.
+#[derive(Debug, Clone, Copy)]
+struct Clock {
+    now: Instant,
+    /// Nobody can have been heard of before this.
+    leading_since: Instant,
+    now_ms: u64,
+}
+
+/// Who has been silent too long, as commands; and when to look again if nothing else happens.
+fn overdue(
+    state: &ClusterState,
+    soft: &Soft,
+    timing: Timing,
+    clock: Clock,
+) -> (Vec<Command>, Option<Instant>) {
+    let mut commands = Vec::new();
+    let mut next: Option<Instant> = None;
+    let mut due = |deadline: Instant| {
+        let late = deadline <= clock.now;
+        if !late {
+            next = Some(next.map_or(deadline, |n| n.min(deadline)));
+        }
+        late
+    };
+    for worker in state.alive_workers() {
+        let signs = soft.worker(&worker.id).filter(|s| s.incarnation == worker.incarnation);
+        let heard = signs.map_or(clock.leading_since, |WorkerSigns { last_heartbeat, .. }| last_heartbeat);
+        if due(heard.max(clock.leading_since) + timing.worker_timeout) {
+            commands.push(Command::SetWorkerStatus {
+                id: worker.id.clone(),
+                incarnation: worker.incarnation,
+                status: WorkerStatus::Dead,
+                at_ms: clock.now_ms,
+            });
+        }
+    }
+    for app in state.active().filter(|app| app.spec.deploy_mode == DeployMode::Client) {
+        let (deadline, message) = match soft.driver(&app.id) {
+            DriverSigns::Attached => continue,
+            DriverSigns::GoneSince(since) => (
+                since.max(clock.leading_since) + timing.driver_timeout,
+                format!("the driver has not been heard of for {} s", timing.driver_timeout.as_secs()),
+            ),
+            DriverSigns::NeverAttached => {
+                let age = Duration::from_millis(clock.now_ms.saturating_sub(app.submitted_ms));
+                let submitted = clock.now.checked_sub(age).unwrap_or(clock.leading_since);
+                (
+                    submitted.max(clock.leading_since) + timing.first_attach_timeout,
+                    format!(
+                        "the driver has not connected within {} s of the submission",
+                        timing.first_attach_timeout.as_secs()
+                    ),
+                )
+            }
+        };
+        if due(deadline) {
+            commands.push(Command::FinishApplication {
+                application: app.id.clone(),
+                success: false,
+                message,
+                at_ms: clock.now_ms,
+            });
+        }
+    }
+    (commands, next)
+}
+
+fn log_overdue(command: &Command) {
+    match command {
+        Command::SetWorkerStatus { id, .. } => {
+            tracing::warn!(worker = %id, "no heartbeat: the worker is dead")
+        }
+        Command::FinishApplication { application, message, .. } => {
+            tracing::warn!(%application, "{message}");
+        }
+        _ => {}
+    }
+}
+
+/// Removes what belongs to applications and workers that the state has forgotten.
+async fn tidy(cluster: &Cluster, old: Option<&ClusterState>, new: &ClusterState) {
+    if let Some(old) = old
+        && old.forgotten_applications() == new.forgotten_applications()
+        && old.workers().all(|w| new.worker(&w.id).is_some())
+    {
+        return;
+    }
+    cluster.soft().retain(|id| new.application(id).is_some(), |id| new.worker(id).is_some());
+    let keep = new.applications().map(|app| app.spec.artifact.clone()).collect();
+    match cluster.artifacts().sweep(&keep).await {
+        Ok(0) => {}
+        Ok(removed) => tracing::info!(removed, "artifacts that no application names any more"),
+        Err(error) => tracing::warn!(%error, "cannot remove old artifacts"),
+    }
+}

@@ -1,0 +1,88 @@
+//! Replicated and soft state → what clients and drivers are shown.
+
+use crate::cluster::Cluster;
+use firesteel_common::{ApplicationId, ApplicationState};
+use firesteel_master_core::{Application, ClusterState};
+use firesteel_proto::v1;
+use std::sync::Arc;
+
+/// One application as clients see it. The progress is left out unless asked for.
+pub fn application_status(
+    cluster: &Cluster,
+    state: &Arc<ClusterState>,
+    app: &Application,
+    progress: Option<Arc<v1::Progress>>,
+) -> v1::ApplicationStatus {
+    let mut message = app.message.clone();
+    let mut queue_position = 0;
+    if !app.state.is_final()
+        && let Some(explanation) = cluster.explanations(state).get(&app.id)
+    {
+        queue_position = explanation.queue_position.unwrap_or(0);
+        if app.state == ApplicationState::Waiting {
+            message.clone_from(&explanation.text);
+        }
+    }
+    let driver = app.driver();
+    v1::ApplicationStatus {
+        application_id: app.id.to_string(),
+        spec: Some(v1::ApplicationSpec::from(&*app.spec)),
+        state: v1::ApplicationState::from(app.state).into(),
+        submitted_ms: app.submitted_ms,
+        started_ms: app.started_ms.unwrap_or(0),
+        ended_ms: app.ended_ms.unwrap_or(0),
+        message,
+        executors: executors(state, app),
+        driver: driver.map(|(attempt, _)| format!("driver-{attempt}")).unwrap_or_default(),
+        driver_worker_id: driver.map(|(_, p)| p.worker.to_string()).unwrap_or_default(),
+        progress: progress.map(Arc::unwrap_or_clone),
+        ui_url: cluster.application_url(&app.id),
+        queue_position,
+    }
+}
+
+/// Live executors, and those that have ended as long as they are remembered.
+pub fn executors(state: &ClusterState, app: &Application) -> Vec<v1::ExecutorInfo> {
+    app.executors
+        .iter()
+        .map(|(number, executor)| v1::ExecutorInfo {
+            number: *number,
+            state: v1::ExecutorState::from(executor.state).into(),
+            worker_id: executor.worker.to_string(),
+            host: state.worker(&executor.worker).map(|w| w.host.clone()).unwrap_or_default(),
+            address: executor.address.clone(),
+            resources: Some(executor.resources.into()),
+            granted_ms: executor.granted_ms,
+            ended_ms: executor.ended_ms.unwrap_or(0),
+            message: executor.message.clone(),
+        })
+        .collect()
+}
+
+/// What a driver is told; `stop` once the application has ended or is forgotten.
+pub fn driver_update(cluster: &Cluster, state: &Arc<ClusterState>, id: &ApplicationId) -> v1::DriverUpdate {
+    let Some(app) = state.application(id) else {
+        return v1::DriverUpdate {
+            stop: true,
+            stop_reason: format!("application {id} is not known any more"),
+            ..Default::default()
+        };
+    };
+    let stop = app.state.is_final();
+    let waiting_reason = match stop || app.missing_executors() == 0 {
+        true => String::new(),
+        false => cluster.explanations(state).get(id).map(|e| e.text.clone()).unwrap_or_default(),
+    };
+    let stop_reason = match (stop, app.message.is_empty()) {
+        (false, _) => String::new(),
+        (true, false) => app.message.clone(),
+        (true, true) => format!("the application is {}", app.state),
+    };
+    v1::DriverUpdate {
+        executors: executors(state, app),
+        executor_target: app.spec.executor_target(),
+        waiting_reason,
+        stop,
+        stop_reason,
+    }
+}
