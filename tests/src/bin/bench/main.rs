@@ -1,0 +1,116 @@
+//! The benchmark: the cluster beside one DataFusion process on the same cores, in one run, as ratios.
+
+mod latency;
+mod status;
+mod tpch;
+
+use clap::{Parser, ValueEnum};
+use firesteel_tests::cluster::Cluster;
+use firesteel_tests::procs;
+use std::path::PathBuf;
+
+/// Measures a fresh local cluster: TPC-H against one DataFusion process on the same number of cores, the latency of
+/// `submit` in its parts, how fast the daemons start and what memory they hold while idle.
+///
+/// Nothing else should run on the machine. Everything is printed; nothing is stored.
+#[derive(Parser)]
+#[command(name = "bench")]
+struct Args {
+    /// What to measure.
+    #[arg(value_enum, default_values_t = [Part::Daemons, Part::Latency, Part::Tpch])]
+    parts: Vec<Part>,
+    /// TPC-H scale factor; the data is made once and kept under target/.
+    #[arg(long, default_value_t = 1.0)]
+    scale: f64,
+    /// Workers, each with one executor.
+    #[arg(long, default_value_t = 2)]
+    workers: usize,
+    /// Cores per worker and per executor.
+    #[arg(long, default_value_t = 1)]
+    cores: u32,
+    /// Memory per executor.
+    #[arg(long, default_value = "3g")]
+    executor_memory: String,
+    /// Rounds of TPC-H; cluster and single process take turns.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Rounds of the latency measurement.
+    #[arg(long, default_value_t = 20)]
+    latency_rounds: usize,
+    /// Only these queries, such as 1,6,11.
+    #[arg(long, value_delimiter = ',')]
+    queries: Vec<u32>,
+    /// TPC-H data to use instead of made data (DIR/TABLE/*.parquet).
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Further `--conf KEY=VALUE` for the cluster's applications.
+    #[arg(long)]
+    conf: Vec<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Start time and idle memory of master and worker.
+    Daemons,
+    /// `submit` of one SELECT, from the command's start to its end.
+    Latency,
+    /// The 22 queries.
+    Tpch,
+}
+
+impl std::fmt::Display for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Daemons => "daemons",
+            Self::Latency => "latency",
+            Self::Tpch => "tpch",
+        })
+    }
+}
+
+fn main() {
+    let args = Args::parse();
+    for part in &args.parts {
+        match part {
+            Part::Daemons => daemons(),
+            Part::Latency => latency::run(args.workers, args.cores, args.latency_rounds),
+            Part::Tpch => tpch::run(&args),
+        }
+    }
+}
+
+fn daemons() {
+    println!("== daemons: process start to ready, idle resident memory");
+    let rounds = 5;
+    let (mut master, mut worker) = (Vec::new(), Vec::new());
+    for round in 0..rounds {
+        let cluster = Cluster::start(1, 1);
+        master.push(cluster.master.start_time.as_secs_f64() * 1e3);
+        worker.push(cluster.workers[0].start_time.as_secs_f64() * 1e3);
+        if round + 1 == rounds {
+            // Idle: registered, and several heartbeats old.
+            std::thread::sleep(std::time::Duration::from_secs(3));
+            let mib = |pid| procs::resident_kib(pid).unwrap_or(0) as f64 / 1024.0;
+            println!(
+                "  master   start {:6.0} ms   idle {:5.1} MiB",
+                median(&mut master),
+                mib(cluster.master.pid())
+            );
+            println!(
+                "  worker   start {:6.0} ms   idle {:5.1} MiB   (start: registered with the master)",
+                median(&mut worker),
+                mib(cluster.workers[0].pid())
+            );
+        }
+    }
+}
+
+/// The middle of some measurements; 0 of none.
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => 0.0,
+        n if n % 2 == 1 => values[n / 2],
+        n => (values[n / 2 - 1] + values[n / 2]) / 2.0,
+    }
+}
