@@ -34,8 +34,13 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// Masters and engines write their hint as a last line of the message; it is taken apart here.
     pub fn new(exit: Exit, message: impl Display) -> Self {
-        Self { exit, message: message.to_string(), hint: String::new() }
+        let message = message.to_string();
+        match message.split_once("\nhint: ") {
+            Some((message, hint)) => Self { exit, message: message.to_owned(), hint: hint.to_owned() },
+            None => Self { exit, message, hint: String::new() },
+        }
     }
 
     pub fn usage(message: impl Display) -> Self {
@@ -47,8 +52,11 @@ impl Failure {
         Self::new(exit, "")
     }
 
+    /// Adds a way out, unless the message came with one: that knows more.
     pub fn hint(mut self, hint: impl Display) -> Self {
-        self.hint = hint.to_string();
+        if self.hint.is_empty() {
+            self.hint = hint.to_string();
+        }
         self
     }
 
@@ -174,6 +182,15 @@ mod tests {
             assert_eq!(failure.exit, exit, "{status:?}");
             assert!(failure.message.starts_with("cannot submit x.sql: "), "{}", failure.message);
         }
+    }
+
+    #[test]
+    fn the_masters_hint_is_shown_as_one() {
+        let failure = Failure::from_status(&tonic::Status::not_found("no such thing\nhint: look there"), "x");
+        assert_eq!(
+            (failure.message.as_str(), failure.hint.as_str()),
+            ("cannot x: no such thing", "look there")
+        );
     }
 
     #[test]

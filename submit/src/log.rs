@@ -1,7 +1,7 @@
 //! Reading the log of a process through the master, byte for byte, across lost connections.
 
 use crate::exit::{Failure, is_connection_loss};
-use crate::master::{Backoff, Client};
+use crate::master::{Backoff, Client, first_line};
 use crate::output::Output;
 use firesteel_common::MasterUrl;
 use firesteel_proto::v1::{LogStream, ProcessId, ReadLogRequest};
@@ -72,7 +72,7 @@ impl Log {
             if !is_connection_loss(&status) {
                 return Err(self.failure(&status));
             }
-            on_loss(status.message());
+            on_loss(&first_line(&status));
             client = backoff.reconnect(url).await;
         }
     }

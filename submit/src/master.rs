@@ -93,7 +93,7 @@ pub async fn watch(url: MasterUrl, mut client: Client, id: String, sights: mpsc:
             };
         let reason = match reason {
             Ok(reason) => reason,
-            Err(status) if is_connection_loss(&status) => status.message().to_owned(),
+            Err(status) if is_connection_loss(&status) => first_line(&status),
             Err(status) => {
                 let failure = Failure::from_status(&status, &format!("follow {id}"));
                 drop(sights.send(Sight::Refused(failure)).await);
@@ -108,6 +108,11 @@ pub async fn watch(url: MasterUrl, mut client: Client, id: String, sights: mpsc:
         }
         client = backoff.reconnect(&url).await;
     }
+}
+
+/// A status without the hint in its further lines.
+pub fn first_line(status: &tonic::Status) -> String {
+    status.message().lines().next().unwrap_or(status.code().description()).to_owned()
 }
 
 #[cfg(test)]

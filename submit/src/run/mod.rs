@@ -126,13 +126,8 @@ fn outcome(status: &ApplicationStatus) -> Result<Exit, Failure> {
         _ => (Exit::ApplicationFailed, "the application failed"),
     };
     let message = display::lines(&status.message);
-    // The engine's errors bring their own hint as a last line.
-    let (message, hint) = match message.split_once("\nhint: ") {
-        Some((message, hint)) => (message.to_owned(), hint.to_owned()),
-        None => (message, String::new()),
-    };
-    let message = if message.trim().is_empty() { otherwise.to_owned() } else { message };
-    Err(Failure { exit, message, hint })
+    let message = if message.trim().is_empty() { otherwise } else { &message };
+    Err(Failure::new(exit, message))
 }
 
 fn end_verb(status: &ApplicationStatus) -> &'static str {
