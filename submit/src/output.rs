@@ -178,9 +178,12 @@ impl Reporter {
     /// Shows the current elapsed time.
     pub fn redraw(&self) {
         if let (Sink::Live(bar), Some(status)) = (&self.sink, &self.last) {
-            let width = rustix::termios::tcgetwinsize(io::stderr()).map_or(80, |size| size.ws_col.max(20));
-            bar.set_message(progress::live(status, self.started.elapsed(), usize::from(width) - 1));
-            bar.tick();
+            let width = match rustix::termios::tcgetwinsize(io::stderr()) {
+                Ok(size) if size.ws_col > 0 => usize::from(size.ws_col),
+                _ => 80,
+            };
+            // Setting it draws it.
+            bar.set_message(progress::live(status, self.started.elapsed(), width - 1));
         }
     }
 

@@ -30,9 +30,9 @@ impl Tracker {
     pub fn update(&mut self, status: &ApplicationStatus) -> Vec<Line> {
         let mut lines = Vec::new();
         if status.state() == ApplicationState::Waiting {
-            let why = one_line(&status.message);
-            if !why.is_empty() && why != self.waiting {
-                lines.push(Line { text: format!("waiting: {why}"), keep: false });
+            let why = waiting(status);
+            if !status.message.is_empty() && why != self.waiting {
+                lines.push(Line { text: why.clone(), keep: false });
                 self.waiting = why;
             }
         }
@@ -107,8 +107,7 @@ pub fn live(status: &ApplicationStatus, elapsed: Duration, width: usize) -> Stri
     let mut parts = Vec::new();
     match status.state() {
         ApplicationState::Waiting => {
-            let why = one_line(&status.message);
-            parts.push(if why.is_empty() { "waiting".to_owned() } else { format!("waiting: {why}") });
+            parts.push(waiting(status));
         }
         ApplicationState::Running => {
             let jobs = status.progress.as_ref().map_or(&[][..], |progress| &progress.jobs);
@@ -133,6 +132,16 @@ pub fn live(status: &ApplicationStatus, elapsed: Duration, width: usize) -> Stri
     let time = duration(elapsed);
     let room = width.saturating_sub(time.chars().count() + 2);
     format!("{}  {time}", shorten(&parts.join(" · "), room))
+}
+
+/// The master's reason says itself that it is one for waiting, as a rule.
+fn waiting(status: &ApplicationStatus) -> String {
+    let why = one_line(&status.message);
+    match why.get(..7) {
+        _ if why.is_empty() => "waiting".to_owned(),
+        Some(word) if word.eq_ignore_ascii_case("waiting") => why,
+        _ => format!("waiting: {why}"),
+    }
 }
 
 fn running_job(index: usize, total: usize, job: &JobProgress, parts: &mut Vec<String>) {
@@ -211,7 +220,8 @@ mod tests {
         let why = status(ApplicationState::Waiting, "needs 4 cores;\nnone is free");
         assert_eq!(texts(tracker.update(&why)), ["waiting: needs 4 cores; none is free"]);
         assert!(tracker.update(&why).is_empty());
-        assert_eq!(texts(tracker.update(&status(ApplicationState::Waiting, "other"))), ["waiting: other"]);
+        let other = status(ApplicationState::Waiting, "Waiting, 2nd in queue.");
+        assert_eq!(texts(tracker.update(&other)), ["Waiting, 2nd in queue."]);
     }
 
     #[test]
