@@ -3,6 +3,7 @@
 use crate::artifacts::Artifacts;
 use crate::consensus::{Consensus, ProposeError, Published};
 use crate::soft::Soft;
+use crate::web::application_path;
 use crate::worker_channels::WorkerChannels;
 use firesteel_common::{ApplicationId, MasterUrl};
 use firesteel_master_core::{
@@ -121,7 +122,7 @@ impl Cluster {
 
     /// The application's page.
     pub fn application_url(&self, id: &ApplicationId) -> String {
-        format!("{}/applications/{id}", self.inner.ui_url)
+        format!("{}{}", self.inner.ui_url, application_path(id))
     }
 
     pub fn stopping(&self) -> &CancellationToken {

@@ -1,10 +1,11 @@
 //! Puts the parts together: state, ports, services, and an orderly end.
 
 use crate::artifacts::{ArtifactError, Artifacts};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, now_ms};
 use crate::config::Config;
 use crate::consensus::{Consensus, FatalError, OpenError};
-use crate::{leader, services};
+use crate::web::{AllowedHosts, WebContext};
+use crate::{leader, services, web};
 use firesteel_common::MasterUrl;
 use std::io;
 use std::net::IpAddr;
@@ -50,22 +51,33 @@ pub struct Daemon {
 impl Daemon {
     /// Binds the ports, opens the data directory, serves.
     pub async fn start(config: &Config) -> Result<Self, DaemonError> {
+        let started_ms = now_ms();
         let grpc = bind(&config.host, config.port, "--port").await?;
-        let web = bind(&config.host, config.webui_port, "--webui-port").await?;
-        let (grpc_port, web_port) = (local_port(&grpc)?, local_port(&web)?);
+        let web_listener = bind(&config.host, config.webui_port, "--webui-port").await?;
+        let (grpc_port, web_port) = (local_port(&grpc)?, local_port(&web_listener)?);
         let (consensus, thread) = Consensus::open(&config.data_dir)?;
         let thread = tokio::spawn(thread.ended());
         let artifacts = Artifacts::open(&config.data_dir).await?;
         let host = advertised_host(&config.host);
+        let master_url = MasterUrl::new(host.clone(), grpc_port);
+        let ui_url = format!("http://{}", firesteel_proto::channel::authority(&host, web_port));
         let stopping = CancellationToken::new();
         let cluster = Cluster::new(
             consensus.clone(),
             artifacts,
             config.timing,
-            MasterUrl::new(host.clone(), grpc_port),
-            format!("http://{}", firesteel_proto::channel::authority(&host, web_port)),
+            master_url.clone(),
+            ui_url.clone(),
             stopping.clone(),
         );
+        let pages = web::router(WebContext {
+            published: cluster.published(),
+            soft: cluster.soft().clone(),
+            master_url,
+            ui_url,
+            hosts: AllowedHosts::new(&config.host, [host]),
+            started_ms,
+        });
         let mut servers = tokio::task::JoinSet::new();
         let router = services::router(cluster.clone());
         let stop = stopping.clone();
@@ -75,10 +87,9 @@ impl Daemon {
                 .await
                 .map_err(|e| DaemonError::Server(e.to_string()))
         });
-        let pages = axum::Router::new();
         let stop = stopping.clone();
         servers.spawn(async move {
-            axum::serve(web, pages)
+            axum::serve(web_listener, pages)
                 .with_graceful_shutdown(stop.cancelled_owned())
                 .await
                 .map_err(|e| DaemonError::Server(e.to_string()))

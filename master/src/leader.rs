@@ -182,3 +182,108 @@ async fn tidy(cluster: &Cluster, old: Option<&ClusterState>, new: &ClusterState)
         Err(error) => tracing::warn!(%error, "cannot remove old artifacts"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::soft::Usage;
+    use firesteel_common::{
+        ApplicationId, ApplicationSpec, ExecutorCount, OutputFormat, Resources, Secret, WorkerId,
+    };
+    use firesteel_master_core::apply;
+
+    const NOW_MS: u64 = 1_795_247_100_000;
+
+    fn worker() -> WorkerId {
+        "worker-1".parse().unwrap()
+    }
+
+    /// One worker and one client-mode application.
+    fn state() -> (ClusterState, ApplicationId) {
+        let mut state = ClusterState::default();
+        let register = Command::RegisterWorker {
+            id: worker(),
+            incarnation: 1,
+            host: "h".into(),
+            port: 1,
+            capacity: Resources::new(2, 2048),
+            version: String::new(),
+            ui_url: String::new(),
+            at_ms: NOW_MS,
+        };
+        assert_eq!(apply(&mut state, 1, register), Outcome::Ok);
+        let spec = ApplicationSpec {
+            name: "q".into(),
+            user: "ana".into(),
+            deploy_mode: DeployMode::Client,
+            resource: "q.sql".into(),
+            artifact: String::new(),
+            conf: Default::default(),
+            output: OutputFormat::Table,
+            driver: Resources::new(0, 512),
+            executor: Resources::new(1, 1024),
+            executors: ExecutorCount::Exactly(1),
+        };
+        let submit = Command::SubmitApplication { spec, token: Secret::new("t"), at_ms: NOW_MS };
+        match apply(&mut state, 2, submit) {
+            Outcome::Submitted { id } => (state, id),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Who is overdue so many seconds after the start, as words; and the seconds to the next look.
+    fn at(state: &ClusterState, soft: &Soft, start: Instant, seconds: u64) -> (Vec<String>, Option<u64>) {
+        let now = start + Duration::from_secs(seconds);
+        let clock = Clock { now, leading_since: start, now_ms: NOW_MS + seconds * 1000 };
+        let (commands, next) = overdue(state, soft, Timing::default(), clock);
+        let words = commands.into_iter().map(|command| match command {
+            Command::SetWorkerStatus { id, status, .. } => format!("{id} {status}"),
+            Command::FinishApplication { message, .. } => message,
+            other => panic!("{other:?}"),
+        });
+        (words.collect(), next.map(|at| (at - now).as_secs()))
+    }
+
+    #[test]
+    fn silence_counts_from_the_start_of_leadership() {
+        let (state, _) = state();
+        let (soft, start) = (Soft::new(), Instant::now());
+        assert_eq!(at(&state, &soft, start, 14), (vec![], Some(1)));
+        assert_eq!(at(&state, &soft, start, 15).0, ["worker-1 DEAD"]);
+    }
+
+    #[test]
+    fn a_heartbeat_puts_the_end_off_but_only_the_right_incarnations() {
+        let (state, _) = state();
+        let (soft, start) = (Soft::new(), Instant::now());
+        let session = soft.attach_worker(&worker(), 1, start);
+        soft.heartbeat(&session, Usage::default(), start + Duration::from_secs(10));
+        assert_eq!(at(&state, &soft, start, 24), (vec![], Some(1)));
+        assert_eq!(at(&state, &soft, start, 25).0, ["worker-1 DEAD"]);
+        soft.attach_worker(&worker(), 2, start + Duration::from_secs(20));
+        assert_eq!(at(&state, &soft, start, 15).0, ["worker-1 DEAD"], "not yet the one that is registered");
+    }
+
+    #[test]
+    fn a_client_mode_driver_may_be_late_once_and_away_for_a_while() {
+        let (mut state, app) = state();
+        let left = Command::SetWorkerStatus {
+            id: worker(),
+            incarnation: 1,
+            status: WorkerStatus::Left,
+            at_ms: NOW_MS,
+        };
+        assert_eq!(apply(&mut state, 3, left), Outcome::Ok);
+        let (soft, start) = (Soft::new(), Instant::now());
+        assert_eq!(at(&state, &soft, start, 59), (vec![], Some(1)));
+        assert_eq!(
+            at(&state, &soft, start, 60).0,
+            ["the driver has not connected within 60 s of the submission"]
+        );
+        soft.attach_driver(&app);
+        assert_eq!(at(&state, &soft, start, 600), (vec![], None));
+        soft.detach_driver(&app, start + Duration::from_secs(600));
+        assert_eq!(at(&state, &soft, start, 610), (vec![], Some(20)));
+        assert_eq!(at(&state, &soft, start, 630).0, ["the driver has not been heard of for 30 s"]);
+    }
+}

@@ -16,4 +16,5 @@ mod reports;
 pub mod services;
 pub mod soft;
 pub mod status;
+pub mod web;
 mod worker_channels;
