@@ -3,6 +3,8 @@
 use firesteel_common::MasterUrl;
 use std::net::IpAddr;
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint, Server};
 
 /// Plans, statistics and status messages grow with the data; this is a bound against abuse, not a budget.
@@ -118,6 +120,29 @@ const UNKNOWN_HOST: &str = "unknown host";
 pub const WRONG_PORT_HINT: &str =
     "the master's gRPC port is 7077 by default; 8080 is its web page, which is not the one to submit to";
 
+/// Whether an HTTP/2 server listens at `HOST:PORT`; `None` when that cannot be told. For the cause of a connection that broke
+/// before the first answer: what another service says to gRPC is often lost with the connection.
+pub async fn speaks_http2(address: &str) -> Option<bool> {
+    // The client's preface with empty settings; a server's first frame must be its own settings (RFC 9113, 3.4).
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    const SETTINGS: u8 = 4;
+    let exchange = async {
+        let mut stream = TcpStream::connect(address).await.ok()?;
+        stream.write_all(PREFACE).await.ok()?;
+        let mut head = [0u8; 9];
+        let mut got = 0;
+        while got < head.len() {
+            match stream.read(&mut head[got..]).await {
+                Ok(n) if n > 0 => got += n,
+                _ => break,
+            }
+        }
+        // Zeros after the type: the stream of settings is 0.
+        (got > 0).then(|| got == head.len() && head[3] == SETTINGS && head[5..] == [0; 4])
+    };
+    tokio::time::timeout(Duration::from_secs(2), exchange).await.ok().flatten()
+}
+
 /// A server with this project's limits; add services and serve it on a listener.
 pub fn server() -> Server {
     Server::builder()
@@ -158,6 +183,29 @@ mod tests {
     async fn an_unknown_host_is_called_unknown() {
         let error = connect("no-such-host.invalid:7077").await.unwrap_err();
         assert!(error.to_string().ends_with("unknown host"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_http2_server_is_told_from_others() {
+        let (listener, address) = listen().await;
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+        });
+        assert_eq!(speaks_http2(&address).await, Some(false));
+        assert_eq!(speaks_http2(&address).await, None, "nobody listens any more");
+        let (listener, address) = listen().await;
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.write_all(b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64").await;
+        });
+        assert_eq!(speaks_http2(&address).await, Some(true));
+    }
+
+    async fn listen() -> (tokio::net::TcpListener, String) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        (listener, address)
     }
 
     #[test]

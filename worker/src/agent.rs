@@ -108,24 +108,31 @@ fn classify(status: &tonic::Status, address: &str) -> Failure {
             reason: format!("{address} speaks gRPC, but it is not a Firesteel master"),
             hint: WRONG_PORT_HINT.to_owned(),
         },
-        _ if speaks_no_http2(status) => Failure {
-            kind: FailureKind::WrongAddress,
-            reason: format!("{address} does not speak Firesteel's protocol"),
-            hint: WRONG_PORT_HINT.to_owned(),
-        },
+        _ if speaks_no_http2(status) => no_protocol(address),
         _ => Failure::transient(format!("{address}: {}", deepest(status))),
     }
 }
 
-/// A web server or a shell answers with bytes that are no HTTP/2 frames, or with HTTP that is no gRPC.
+/// A connection that broke before a first registration may have been to something else; then its words were lost.
+async fn explain(failure: Failure, address: &str) -> Failure {
+    if failure.kind == FailureKind::Transient && channel::speaks_http2(address).await == Some(false) {
+        return no_protocol(address);
+    }
+    failure
+}
+
+fn no_protocol(address: &str) -> Failure {
+    Failure {
+        kind: FailureKind::WrongAddress,
+        reason: format!("{address} does not speak Firesteel's protocol"),
+        hint: WRONG_PORT_HINT.to_owned(),
+    }
+}
+
+/// Bytes that are no HTTP/2 frames, or HTTP that is no gRPC.
 fn speaks_no_http2(status: &tonic::Status) -> bool {
     let text = deepest(status);
-    let message = status.message();
-    text.contains("frame with invalid size")
-        || text.contains("invalid compression flag")
-        || text.contains("PROTOCOL_ERROR")
-        || text.contains("FRAME_SIZE_ERROR")
-        || message.contains("content-type")
+    text.contains("frame with invalid size") || status.message().contains("invalid compression flag")
 }
 
 /// "connection reset by peer", not "transport error".
@@ -170,7 +177,11 @@ impl Agent {
                             backoff.reset();
                             told = None;
                         }
-                        failures.push(failure);
+                        failures.push(if ever_registered {
+                            failure
+                        } else {
+                            explain(failure, &address).await
+                        });
                     }
                 }
             }

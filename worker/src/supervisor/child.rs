@@ -108,9 +108,10 @@ pub fn in_words(error: &io::Error) -> String {
 
 /// A daemon's ignored or blocked signals would survive exec: a payload must be able to be terminated and interrupted.
 fn reset_signals(_: &mut Plan) -> rustix::io::Result<()> {
-    // SAFETY: plain calls on a signal set of our own; SIG_DFL is valid for every signal but KILL and STOP, which refuse.
+    // SAFETY: plain calls on a signal set of our own; SIG_DFL is valid for every signal; those that
+    // cannot be set (KILL, STOP, the C library's own) are refused.
     unsafe {
-        for signal in 1..32 {
+        for signal in 1..=64 {
             libc::signal(signal, libc::SIG_DFL);
         }
         let mut none = std::mem::zeroed::<libc::sigset_t>();
