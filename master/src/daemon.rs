@@ -7,7 +7,7 @@ use crate::consensus::{Consensus, FatalError, OpenError};
 use crate::web::{AllowedHosts, WebContext};
 use crate::{leader, services, web};
 use firesteel_common::MasterUrl;
-use std::io;
+use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -139,7 +139,8 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     if let Some(path) = &config.ready_file {
         write_ready_file(path, &master, &ui)?;
     }
-    println!("master {master} ready, web UI {ui}");
+    // Whoever started us may have closed standard output: that is no reason to stop.
+    let _ = writeln!(io::stdout(), "master {master} ready, web UI {ui}");
     tracing::info!(master, ui, data_dir = %config.data_dir.display(), "ready");
     daemon
         .run(async {

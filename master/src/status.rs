@@ -1,7 +1,7 @@
 //! Replicated and soft state → what clients and drivers are shown.
 
 use crate::cluster::Cluster;
-use firesteel_common::{ApplicationId, ApplicationState};
+use firesteel_common::{ApplicationId, ApplicationSpec, ApplicationState};
 use firesteel_master_core::{Application, ClusterState};
 use firesteel_proto::v1;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ pub fn application_status(
     let driver = app.driver();
     v1::ApplicationStatus {
         application_id: app.id.to_string(),
-        spec: Some(v1::ApplicationSpec::from(&*app.spec)),
+        spec: Some(shown_spec(&app.spec)),
         state: v1::ApplicationState::from(app.state).into(),
         submitted_ms: app.submitted_ms,
         started_ms: app.started_ms.unwrap_or(0),
@@ -39,6 +39,26 @@ pub fn application_status(
         ui_url: cluster.application_url(&app.id),
         queue_position,
     }
+}
+
+/// The specification without the values of settings that look like keys or passwords: whoever may look at an application
+/// need not be the one who may use its storage.
+fn shown_spec(spec: &ApplicationSpec) -> v1::ApplicationSpec {
+    let mut shown = v1::ApplicationSpec::from(spec);
+    for (name, value) in &mut shown.conf {
+        if is_sensitive(name) {
+            "***".clone_into(value);
+        }
+    }
+    shown
+}
+
+/// As Spark's `spark.redaction.regex`, and a little more.
+fn is_sensitive(setting: &str) -> bool {
+    let name = setting.to_ascii_lowercase().replace(['.', '_', '-'], "");
+    ["secret", "password", "passwd", "token", "credential", "accesskey", "apikey", "privatekey", "accountkey"]
+        .iter()
+        .any(|word| name.contains(word))
 }
 
 /// Live executors, and those that have ended as long as they are remembered.
@@ -84,5 +104,26 @@ pub fn driver_update(cluster: &Cluster, state: &Arc<ClusterState>, id: &Applicat
         waiting_reason,
         stop,
         stop_reason,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_sensitive;
+
+    #[test]
+    fn settings_that_look_like_keys_are_not_shown() {
+        for name in [
+            "aws_secret_access_key",
+            "aws.access-key.id",
+            "google.api_key",
+            "db.Password",
+            "azure.account_key",
+        ] {
+            assert!(is_sensitive(name), "{name}");
+        }
+        for name in ["datafusion.execution.batch_size", "aws.region", "firesteel.keyspace"] {
+            assert!(!is_sensitive(name), "{name}");
+        }
     }
 }

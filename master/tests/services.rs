@@ -14,7 +14,9 @@ async fn an_application_is_placed_launched_reported_and_finished() {
     let mut worker = FakeWorker::attach(&master, "worker-1", 1).await.unwrap();
     assert_eq!(worker.next().await.processes, [], "the first assignment comes at once");
 
-    let submitted = master.submit(client_spec(2)).await.unwrap();
+    let mut spec = client_spec(2);
+    spec.conf.insert("aws.secret_access_key".into(), "hunter2".into());
+    let submitted = master.submit(spec).await.unwrap();
     let id = submitted.application_id.clone();
     assert!(submitted.ui_url.starts_with("http://127.0.0.1:") && submitted.ui_url.ends_with(&id));
     assert_eq!(submitted.token.len(), 64);
@@ -26,11 +28,13 @@ async fn an_application_is_placed_launched_reported_and_finished() {
     assert_eq!(launch.token, submitted.token);
     assert_eq!(launch.spec, None, "an executor needs no specification");
     assert!(launch.grant_index > 0);
+    assert_eq!(launch.conf["aws.secret_access_key"], "hunter2", "the application itself needs it");
 
     let mut watch = master.watch(&id).await.unwrap();
     let running = master.next(&mut watch).await;
     assert_eq!(running.state(), ApplicationState::Running);
     assert_eq!(running.executors.len(), 2);
+    assert_eq!(running.spec.as_ref().unwrap().conf["aws.secret_access_key"], "***", "others do not");
 
     worker
         .report(&[(&id, "executor-0", ExecutorState::Running), (&id, "executor-1", ExecutorState::Running)])

@@ -205,15 +205,15 @@ impl ClusterState {
         if text.is_empty() {
             return Err(unknown());
         }
+        if let Some(exact) = text.parse().ok().and_then(|id: ApplicationId| self.applications.get(&id)) {
+            return Ok(exact);
+        }
         let matches: Vec<_> = self
             .applications
             .iter()
             .filter(|(id, _)| id.as_str().starts_with(text) || id.as_str().ends_with(text))
             .map(|(id, application)| (id.as_str(), application))
             .collect();
-        if let Some((_, exact)) = matches.iter().find(|(id, _)| *id == text) {
-            return Ok(exact);
-        }
         match matches.as_slice() {
             [] => Err(unknown()),
             [(_, one)] => Ok(one),

@@ -174,7 +174,10 @@ async fn watch(
     loop {
         let now = published.borrow_and_update().clone();
         must_lead(&now)?;
-        let app = find(&now.state, id.as_str())?;
+        let app = now
+            .state
+            .application(&id)
+            .ok_or_else(|| Status::not_found(format!("application {id} is not remembered any more")))?;
         let newest_progress = progress.borrow_and_update().clone();
         let status = application_status(&cluster, &now.state, app, newest_progress);
         let ended = app.state.is_final();
