@@ -82,18 +82,21 @@ pub enum Input<S: StateMachine> {
     Stop,
 }
 
+/// Each command's place in the log and what it did.
+pub type Outcomes<S> = Vec<(u64, <S as StateMachine>::Outcome)>;
+
 pub struct Proposal<S: StateMachine> {
     /// Encoded commands; each becomes one entry, all of them consecutive.
     pub commands: Vec<Vec<u8>>,
-    pub reply: oneshot::Sender<Result<Vec<(u64, S::Outcome)>, ProposeError>>,
+    pub reply: oneshot::Sender<Result<Outcomes<S>, ProposeError>>,
     /// Bounds what is queued; given back with the answer.
     pub permit: OwnedSemaphorePermit,
 }
 
 enum Reply<S: StateMachine> {
     Commands {
-        outcomes: Vec<(u64, S::Outcome)>,
-        reply: oneshot::Sender<Result<Vec<(u64, S::Outcome)>, ProposeError>>,
+        outcomes: Outcomes<S>,
+        reply: oneshot::Sender<Result<Outcomes<S>, ProposeError>>,
         _permit: OwnedSemaphorePermit,
     },
     Membership(oneshot::Sender<Result<(), ProposeError>>),

@@ -46,7 +46,7 @@ pub fn render(view: &View, app: &Application, shown: Shown) -> Markup {
             None if live => section { h2 { "Jobs" } p.note { "The driver has not reported yet." } },
             None => section {
                 h2 { "Jobs" }
-                p.note { "Jobs and tasks are kept in the leader's memory only, and this application ended before it." }
+                p.note { "No driver has told this master about its jobs. They are kept in the leader's memory only, not with the state." }
             },
         }
     }
@@ -160,7 +160,7 @@ fn jobs(view: &View, app: &Application, progress: &Progress, shown: Shown) -> Ma
                         span { (took_text(job.started_ms, job.ended_ms, now_ms)) }
                         span { (count(job.rows)) (if job.rows == 1 { " row" } else { " rows" }) }
                         @if job.restarts > 0 {
-                            span.warn { "started again " (job.restarts) (if job.restarts == 1 { " time" } else { " times" }) }
+                            span.warn { "started again " @if job.restarts == 1 { "once" } @else { (job.restarts) " times" } }
                         }
                     }
                     @if !job.error.is_empty() { pre.error { (job.error) } }

@@ -277,7 +277,7 @@ async fn an_application_page_shows_why_executors_jobs_and_tasks() {
         "SIGKILL",
         "host-one",
         "12,345 rows",
-        "started again 1 time",
+        "started again once",
         "1 done, 449 running",
         &format!("{path}?job=3&amp;stage=2#stage-3-2"),
     ]);
