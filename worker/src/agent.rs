@@ -18,12 +18,12 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tokio_util::sync::CancellationToken;
-use tonic::Code;
+use tonic::{Code, Status};
 
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(5);
-/// Until the first assignment, which answers the registration.
-const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(10);
+/// Until the first assignment, which answers the registration. Long, because a master waits for a sign of life of an earlier process with the same id.
+const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(30);
 /// Until the first assignment says how often.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How long a master may take to hear a goodbye.
@@ -71,6 +71,8 @@ enum FailureKind {
     WrongAddress,
     /// A master has said no to this worker.
     Refused,
+    /// Another worker lives under this one's id.
+    Duplicate,
 }
 
 impl Failure {
@@ -87,21 +89,21 @@ impl From<&ConnectError> for Failure {
 }
 
 /// What a status on the worker's stream means.
-fn classify(status: &tonic::Status, address: &str) -> Failure {
-    let message = status.message();
-    let refused = |hint: &str| Failure {
-        kind: FailureKind::Refused,
+fn classify(status: &Status, address: &str) -> Failure {
+    // A master puts its own hint on a second line.
+    let (message, hint) = status.message().split_once("\nhint: ").unwrap_or((status.message(), ""));
+    let failure = |kind, own_hint: &str| Failure {
+        kind,
         reason: message.to_owned(),
-        hint: hint.to_owned(),
+        hint: if hint.is_empty() { own_hint.to_owned() } else { hint.to_owned() },
     };
     match status.code() {
-        Code::AlreadyExists => refused(
-            "another worker has this id: was the work directory copied? Stop the other one, or remove \
-             `worker-id` from this one's work directory",
-        ),
-        Code::PermissionDenied | Code::Unauthenticated => refused("check the credentials of this worker"),
-        Code::InvalidArgument | Code::OutOfRange => {
-            refused("is the master of the same version as this worker?")
+        Code::AlreadyExists => failure(FailureKind::Duplicate, "was this worker's work directory copied?"),
+        Code::PermissionDenied | Code::Unauthenticated => {
+            failure(FailureKind::Refused, "check the credentials of this worker")
+        }
+        Code::InvalidArgument => {
+            failure(FailureKind::Refused, "is the master of the same version as this worker?")
         }
         Code::Unimplemented => Failure {
             kind: FailureKind::WrongAddress,
@@ -109,7 +111,9 @@ fn classify(status: &tonic::Status, address: &str) -> Failure {
             hint: WRONG_PORT_HINT.to_owned(),
         },
         _ if speaks_no_http2(status) => no_protocol(address),
-        _ => Failure::transient(format!("{address}: {}", deepest(status))),
+        _ => {
+            Failure { hint: hint.to_owned(), ..Failure::transient(format!("{address}: {}", deepest(status))) }
+        }
     }
 }
 
@@ -130,18 +134,22 @@ fn no_protocol(address: &str) -> Failure {
 }
 
 /// Bytes that are no HTTP/2 frames, or HTTP that is no gRPC.
-fn speaks_no_http2(status: &tonic::Status) -> bool {
+fn speaks_no_http2(status: &Status) -> bool {
     let text = deepest(status);
     text.contains("frame with invalid size") || status.message().contains("invalid compression flag")
 }
 
 /// "connection reset by peer", not "transport error".
-fn deepest(status: &tonic::Status) -> String {
+fn deepest(status: &Status) -> String {
     let mut source: &dyn std::error::Error = status;
     while let Some(next) = source.source() {
         source = next;
     }
-    if std::ptr::addr_eq(source, status) { status.message().to_owned() } else { source.to_string() }
+    if std::ptr::addr_eq(source, status) {
+        status.message().lines().next().unwrap_or_default().to_owned()
+    } else {
+        source.to_string()
+    }
 }
 
 /// The agent and what it needs.
@@ -206,9 +214,12 @@ impl Agent {
     /// everything else may be a master's trouble, and what runs here shall go on.
     fn verdict(&self, failures: &[Failure], ever_registered: bool) -> Option<AgentError> {
         let url = self.masters.to_string();
-        if let Some(f) = failures.iter().find(|f| f.kind == FailureKind::Refused)
-            && (!ever_registered || f.hint.contains("worker-id"))
-        {
+        let no = |f: &&Failure| match f.kind {
+            FailureKind::Duplicate => true,
+            FailureKind::Refused => !ever_registered,
+            FailureKind::Transient | FailureKind::WrongAddress => false,
+        };
+        if let Some(f) = failures.iter().find(no) {
             return Some(AgentError::Refused { url, reason: f.reason.clone(), hint: f.hint.clone() });
         }
         let hopeless = failures.iter().all(|f| f.kind == FailureKind::WrongAddress);
@@ -221,8 +232,8 @@ impl Agent {
         let mut was_registered = false;
         tokio::select! {
             failure = self.connected(address, &mut was_registered) => match failure {
-                Ok(()) => return End::Left,
-                Err(failure) => return End::Failed { failure, was_registered },
+                Ok(()) => End::Left,
+                Err(failure) => End::Failed { failure, was_registered },
             },
             () = async {
                 self.leave.cancelled().await;
@@ -330,29 +341,30 @@ impl Outbound {
         if self.left {
             return None;
         }
-        let first = std::mem::take(&mut self.first_report);
-        while !first {
-            tokio::select! {
-                biased;
-                () = self.leave.cancelled() => {
-                    self.left = true;
-                    return Some(Kind::Leave(v1::LeaveWorker {}));
-                }
-                // The session has dropped its side: nobody reads any more.
-                changed = self.beat.changed() => {
-                    changed.ok()?;
-                    self.ticks = ticks(*self.beat.borrow_and_update());
-                }
-                changed = self.snapshots.changed() => {
-                    changed.ok()?;
-                    break;
-                }
-                _ = self.ticks.tick() => break,
-            }
+        if !std::mem::take(&mut self.first_report) && !self.due().await? {
+            self.left = true;
+            return Some(Kind::Leave(v1::LeaveWorker {}));
         }
         let usage = self.usage.sample();
         let snapshot = self.snapshots.borrow_and_update().clone();
         Some(Kind::Report(wire::report(snapshot.processes.iter(), usage)))
+    }
+
+    /// Waits until there is something to say: `true` for a report, `false` for a goodbye. `None` when the session has
+    /// dropped its side.
+    async fn due(&mut self) -> Option<bool> {
+        loop {
+            tokio::select! {
+                biased;
+                () = self.leave.cancelled() => return Some(false),
+                changed = self.beat.changed() => {
+                    changed.ok()?;
+                    self.ticks = ticks(*self.beat.borrow_and_update());
+                }
+                changed = self.snapshots.changed() => return changed.ok().map(|()| true),
+                _ = self.ticks.tick() => return Some(true),
+            }
+        }
     }
 }
 
@@ -362,13 +374,14 @@ mod tests {
 
     #[test]
     fn statuses_say_whether_to_come_back() {
-        let kind = |code| classify(&tonic::Status::new(code, "m"), "h:1").kind;
+        let kind = |code| classify(&Status::new(code, "m"), "h:1").kind;
         for code in
             [Code::Unavailable, Code::FailedPrecondition, Code::Internal, Code::Aborted, Code::Unknown]
         {
             assert_eq!(kind(code), FailureKind::Transient, "{code:?}");
         }
-        for code in [Code::AlreadyExists, Code::PermissionDenied, Code::InvalidArgument] {
+        assert_eq!(kind(Code::AlreadyExists), FailureKind::Duplicate);
+        for code in [Code::Unauthenticated, Code::PermissionDenied, Code::InvalidArgument] {
             assert_eq!(kind(code), FailureKind::Refused, "{code:?}");
         }
         assert_eq!(kind(Code::Unimplemented), FailureKind::WrongAddress);
@@ -386,7 +399,7 @@ mod tests {
             link: watch::channel(Link::Down { reason: None }).0,
             leave: CancellationToken::new(),
         };
-        let refused = |code| classify(&tonic::Status::new(code, "no"), "a:1");
+        let refused = |code| classify(&Status::new(code, "no"), "a:1");
         let wrong = refused(Code::Unimplemented);
         let down = Failure::transient("refused");
         assert!(agent.verdict(&[down.clone(), wrong.clone()], false).is_none(), "one of them may come up");
@@ -399,6 +412,8 @@ mod tests {
         assert!(agent.verdict(&[down.clone(), denied.clone()], false).is_some());
         assert!(agent.verdict(&[down.clone(), denied], true).is_none());
         let error = agent.verdict(&[down, refused(Code::AlreadyExists)], true).unwrap();
-        assert!(error.to_string().contains("refuses this worker: no") && error.hint().contains("worker-id"));
+        assert!(error.to_string().ends_with("refuses this worker: no") && error.hint().contains("copied"));
+        let f = classify(&Status::unavailable("not the leader\nhint: try another"), "a:1");
+        assert_eq!((f.reason.as_str(), f.hint.as_str()), ("a:1: not the leader", "try another"));
     }
 }

@@ -191,7 +191,7 @@ impl Node {
                 Action::Launch(launch) => {
                     if let Some(master) = &master {
                         self.launches_total += 1;
-                        self.launcher.launch(launch, master.clone());
+                        self.launcher.launch(*launch, master.clone());
                     }
                 }
                 Action::Stop(id) => {

@@ -76,7 +76,7 @@ pub enum Event {
 /// What has to be done.
 #[derive(Debug, Clone)]
 pub enum Action {
-    Launch(Launch),
+    Launch(Box<Launch>),
     Stop(ProcessId),
     /// It has ended and nobody asks for it any more.
     Forget(ProcessId),
@@ -151,7 +151,7 @@ impl Processes {
                 }
             } else if !self.draining {
                 self.known.insert(launch.id.clone(), launching(&launch, now_ms));
-                actions.push(Action::Launch(launch));
+                actions.push(Action::Launch(Box::new(launch)));
             }
         }
         Ok(actions)
@@ -324,10 +324,13 @@ mod tests {
     fn reordered_sets_heal_and_a_stop_is_not_taken_back() {
         let mut p = Processes::default();
         let (a, b) = (executor(1), executor(2));
-        assert_eq!(words(p.assign(assignment(1, &[b.clone()]), 0).unwrap()), ["launch executor-2"]);
+        assert_eq!(
+            words(p.assign(assignment(1, std::slice::from_ref(&b)), 0).unwrap()),
+            ["launch executor-2"]
+        );
         // The older set without b arrives late, then the newer one again.
         assert_eq!(
-            words(p.assign(assignment(1, &[a.clone()]), 1).unwrap()),
+            words(p.assign(assignment(1, std::slice::from_ref(&a)), 1).unwrap()),
             ["stop executor-2", "launch executor-1"]
         );
         assert!(p.assign(assignment(1, &[a, b.clone()]), 2).unwrap().is_empty());

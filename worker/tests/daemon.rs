@@ -66,7 +66,10 @@ async fn processes_come_and_go_with_the_desired_set() {
     let script = d_doc["script"].as_str().unwrap();
     assert_eq!(std::fs::read(script).unwrap(), SCRIPT);
     for pid in [d.pid, e.pid] {
-        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
+        // Empty for a moment while the shell turns into what it ends with.
+        let environment = eventually("an environment", || {
+            std::fs::read(format!("/proc/{pid}/environ")).ok().filter(|bytes| !bytes.is_empty())
+        });
         let environment = String::from_utf8_lossy(&environment);
         assert!(!environment.contains("leaked") && !environment.contains("token"), "{environment}");
         assert!(environment.contains("HOME=") && environment.contains("TMPDIR="), "{environment}");
@@ -287,6 +290,36 @@ async fn what_runs_goes_on_while_the_master_is_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_killed_executor_is_reported_with_its_signal() {
+    let (master, bench) = (Master::start().await, Bench::new());
+    let _worker = bench.start(&master.url());
+    master.assign(vec![executor(1, "runaway")]);
+    let pid = master.state("executor-1", Running).await.pid;
+    kill(pid, Signal::KILL);
+    assert_eq!(end(&master.state("executor-1", Failed).await), Kind::Signal(9));
+    assert!(!is_alive(pids(&bench.path("pids"), 1)[0]));
+    bench.assert_no_scratch();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_ends_the_grace() {
+    let (master, bench) = (Master::start().await, Bench::new());
+    let mut worker = bench.start(&master.url());
+    master.assign(vec![executor(1, "stubborn")]);
+    let pid = master.state("executor-1", Running).await.pid;
+    kill(worker.pid(), Signal::INT);
+    worker.logs("SIGINT: stopping");
+    assert!(is_alive(pid));
+    kill(worker.pid(), Signal::TERM);
+    // Well before the ten seconds of an executor's grace.
+    let started = std::time::Instant::now();
+    assert_eq!(worker.wait().0.code(), Some(0));
+    assert!(started.elapsed().as_secs() < 8);
+    assert!(!is_alive(pid));
+    bench.assert_no_scratch();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_workers_do_not_share_a_directory() {
     let (master, bench) = (Master::start().await, Bench::new());
     let worker = bench.start(&master.url());
@@ -302,12 +335,14 @@ async fn two_workers_do_not_share_a_directory() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_worker_ends_with_the_reason() {
     let (master, bench) = (Master::start().await, Bench::new());
-    master.refuse(Status::already_exists("worker-x is connected from another host"));
+    master.refuse(Status::already_exists("duplicate worker\nhint: each needs its own directory"));
     let mut worker = bench.start(&master.url());
     let (status, log) = worker.wait();
     assert_eq!(status.code(), Some(1), "{log}");
-    assert!(log.contains("refuses this worker: worker-x is connected from another host"), "{log}");
-    assert!(log.contains("hint: another worker has this id"), "{log}");
+    assert!(
+        log.contains("refuses this worker: duplicate worker\nhint: each needs its own directory"),
+        "{log}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

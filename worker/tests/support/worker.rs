@@ -20,11 +20,16 @@ case "$document" in *'"mode":"runaway"'*)
     setsid sh -c 'echo $$ >>MARKS/pids; trap "" TERM; sleep 1000; sleep 1000' &
     while [ ! -s MARKS/pids ]; do :; done ;;
 esac
-case "$document" in *'"mode":"silent"'*) ;; *)
+case "$document" in *'"mode":"stubborn"'*) trap '' TERM ;; esac
+case "$document" in *'"mode":"silent"'*) ;;
+*'"mode":"nonsense"'*) echo '<script>' >&4 ;; *)
     if [ "$kind" = executor ]; then echo 127.0.0.1:4242 >&4; exec 4>&-; fi ;;
 esac
 case "$document" in *'"mode":"talk"'*)
     echo one; while [ ! -e MARKS/go ]; do :; done; echo two; exit 0 ;;
+esac
+case "$document" in *'"mode":"stubborn"'*)
+    while :; do sleep 1000; done ;;
 esac
 exec sleep 1000
 "#;
