@@ -233,6 +233,8 @@ impl Agent {
         tokio::select! {
             failure = self.connected(address, &mut was_registered) => match failure {
                 Ok(()) => End::Left,
+                // However a master takes the goodbye, it was said.
+                Err(_) if self.leave.is_cancelled() => End::Left,
                 Err(failure) => End::Failed { failure, was_registered },
             },
             () = async {
@@ -290,6 +292,7 @@ impl Agent {
             })?;
             if !*was_registered {
                 *was_registered = true;
+                tracing::info!(master = address, "registered");
                 self.link.send_replace(Link::Registered { master: address.to_owned() });
             }
         }

@@ -1,16 +1,23 @@
 //! Flags and environment, parsed into types before anything is opened.
 
 use crate::usage;
-use clap::Parser;
 use clap::builder::styling::{AnsiColor, Styles};
+use clap::parser::ValueSource;
+use clap::{CommandFactory, Parser};
 use firesteel_common::{MasterUrl, MemorySize, Resources};
 use firesteel_proto::channel;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 pub const DEFAULT_WEBUI_PORT: u16 = 8081;
 const ENGINE: &str = "firesteel-engine";
 const SUPERVISOR: &str = "firesteel-supervisor";
+/// Lines with other names in a properties file are for other programs.
+const PROPERTY_PREFIX: &str = "firesteel.worker.";
+const PROPERTIES: [&str; 8] =
+    ["host", "port", "webui-port", "cores", "memory", "work-dir", "engine", "log-level"];
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
     .usage(AnsiColor::Green.on_default().bold())
@@ -18,6 +25,8 @@ const STYLES: Styles = Styles::styled()
 
 /// The worker daemon of a Firesteel cluster: offers this machine's cores and memory to the masters and runs the
 /// drivers and executors that they place here.
+///
+/// Precedence: flags, then --properties-file, then the environment, then the defaults.
 #[derive(Debug, Parser)]
 #[command(name = "firesteel-worker", version, styles = STYLES, max_term_width = 100)]
 #[command(after_help = "Example:\n  firesteel-worker firesteel://127.0.0.1:7077 --cores 4 --memory 8g\n\n\
@@ -55,6 +64,10 @@ pub struct Args {
     #[arg(long, env = "FIRESTEEL_ENGINE", value_name = "PATH")]
     pub engine: Option<PathBuf>,
 
+    /// A file of `firesteel.worker.NAME value` lines, NAME being the name of a flag
+    #[arg(long, env = "FIRESTEEL_WORKER_PROPERTIES_FILE", value_name = "FILE")]
+    pub properties_file: Option<PathBuf>,
+
     /// Write {"worker_id","host","port","ui","pid"} to this file once registered
     #[arg(long, env = "FIRESTEEL_WORKER_READY_FILE", value_name = "PATH")]
     pub ready_file: Option<PathBuf>,
@@ -66,6 +79,68 @@ pub struct Args {
     /// Allow --host to be an address that other machines can reach, although nothing authenticates them yet
     #[arg(long, env = "FIRESTEEL_INSECURE_BIND", value_parser = clap::builder::FalseyValueParser::new())]
     pub insecure_bind: bool,
+}
+
+/// Why the command line, with its properties file, cannot be parsed.
+#[derive(Debug, thiserror::Error)]
+pub enum ArgsError {
+    /// Clap's own message; also how `--help` and `--version` come out.
+    #[error(transparent)]
+    Usage(#[from] clap::Error),
+    #[error("cannot read the properties file {}: {source}", path.display())]
+    File { path: PathBuf, source: std::io::Error },
+    #[error("{}:{line}: {reason}", path.display())]
+    Line { path: PathBuf, line: usize, reason: String },
+}
+
+impl Args {
+    /// Parses `argv` (with the program's name), the properties file that it names, and the environment.
+    pub fn parse_with_properties(argv: Vec<OsString>) -> Result<Self, ArgsError> {
+        let matches = Self::command().try_get_matches_from(&argv)?;
+        let Some(path) = matches.get_one::<PathBuf>("properties_file") else {
+            return Ok(Self::try_parse_from(argv)?);
+        };
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ArgsError::File { path: path.clone(), source })?;
+        let properties = parse_properties(&text).map_err(|(line, reason)| ArgsError::Line {
+            path: path.clone(),
+            line,
+            reason,
+        })?;
+        // As flags, but only where there is none: above the environment, below the command line.
+        let added = properties
+            .into_iter()
+            .filter(|(name, _)| {
+                matches.value_source(&name.replace('-', "_")) != Some(ValueSource::CommandLine)
+            })
+            .map(|(name, value)| OsString::from(format!("--{name}={value}")));
+        let mut argv = argv.into_iter();
+        let program = argv.next();
+        Ok(Self::try_parse_from(program.into_iter().chain(added).chain(argv))?)
+    }
+}
+
+/// `NAME VALUE` or `NAME=VALUE` per line, `#` comments. The error is the line's number and what is wrong.
+fn parse_properties(text: &str) -> Result<BTreeMap<String, String>, (usize, String)> {
+    let mut properties = BTreeMap::new();
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let invalid = |reason: String| (index + 1, reason);
+        let (name, value) = line
+            .split_once(|c: char| c == '=' || c.is_whitespace())
+            .ok_or_else(|| invalid("expected NAME VALUE or NAME=VALUE".into()))?;
+        let Some(name) = name.strip_prefix(PROPERTY_PREFIX) else { continue };
+        if !PROPERTIES.contains(&name) {
+            let known = PROPERTIES.join(", ");
+            return Err(invalid(format!("{PROPERTY_PREFIX}{name} is not known; known are {known}")));
+        }
+        let value = value.trim_start_matches(|c: char| c == '=' || c.is_whitespace());
+        properties.insert(name.to_owned(), value.to_owned());
+    }
+    Ok(properties)
 }
 
 /// What the daemon runs with.
@@ -98,6 +173,8 @@ pub enum ConfigError {
     InsecureBind(String),
     #[error("--host {0} is no address that others could reach this worker at")]
     Unspecified(String),
+    #[error("--host {0:?} is not a host name or address")]
+    Host(String),
     #[error("there is no {} at {}", .program, .path.display())]
     NoProgram { program: &'static str, path: PathBuf },
     #[error("{} is not a path in UTF-8", .0.display())]
@@ -112,7 +189,7 @@ impl ConfigError {
             Self::InsecureBind(_) => {
                 "leave --host at 127.0.0.1, or accept with --insecure-bind that whoever reaches the port can read logs"
             }
-            Self::Unspecified(_) => "name one address of this machine",
+            Self::Unspecified(_) | Self::Host(_) => "name one address of this machine",
             Self::NoProgram { .. } => "build the workspace: cargo build --release",
             Self::NotUtf8(_) => "choose another path",
             Self::LogLevel { .. } => "use error, warn, info, debug or trace",
@@ -123,11 +200,15 @@ impl ConfigError {
 impl Config {
     /// `own_directory`: where this program is, and so its siblings.
     pub fn new(args: &Args, own_directory: &Path) -> Result<Self, ConfigError> {
-        if args.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified()) {
-            return Err(ConfigError::Unspecified(args.host.clone()));
+        let host = args.host.trim_matches(['[', ']']).to_owned();
+        if host.is_empty() || host.contains(|c: char| c.is_whitespace() || "/@?#,".contains(c)) {
+            return Err(ConfigError::Host(host));
         }
-        if !channel::is_loopback(&args.host) && !args.insecure_bind {
-            return Err(ConfigError::InsecureBind(args.host.clone()));
+        if host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified()) {
+            return Err(ConfigError::Unspecified(host));
+        }
+        if !channel::is_loopback(&host) && !args.insecure_bind {
+            return Err(ConfigError::InsecureBind(host));
         }
         let absolute = |path: PathBuf| {
             let path = std::path::absolute(&path).unwrap_or(path);
@@ -144,7 +225,7 @@ impl Config {
         };
         Ok(Self {
             masters: args.master.clone(),
-            host: args.host.clone(),
+            host,
             port: args.port,
             webui_port: args.webui_port.map_or(WebuiPort::Default, WebuiPort::Given),
             capacity: Resources::new(
@@ -197,6 +278,34 @@ mod tests {
     }
 
     #[test]
+    fn properties_stand_between_flags_and_defaults() {
+        let dir = directory();
+        let file = dir.path().join("firesteel.conf");
+        std::fs::write(
+            &file,
+            "# a comment\n\nfiresteel.master.port 1\nfiresteel.worker.cores=3\nfiresteel.worker.memory = 2g\n",
+        )
+        .unwrap();
+        let parse = |more: &[&str]| {
+            let argv = ["w", "firesteel://h:1", "--properties-file", file.to_str().unwrap()];
+            Args::parse_with_properties(argv.iter().chain(more).map(OsString::from).collect())
+        };
+        let config = Config::new(&parse(&["-c", "5"]).unwrap(), dir.path()).unwrap();
+        assert_eq!(config.capacity, Resources::new(5, 2048));
+        for (text, expected) in [
+            ("firesteel.worker.cores lots", "--cores"),
+            ("firesteel.worker.core 1", "firesteel.conf:1: firesteel.worker.core is not known"),
+            ("\nwhat", "firesteel.conf:2: expected NAME VALUE"),
+        ] {
+            std::fs::write(&file, text).unwrap();
+            let error = parse(&[]).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        std::fs::remove_file(&file).unwrap();
+        assert!(parse(&[]).unwrap_err().to_string().contains("cannot read the properties file"));
+    }
+
+    #[test]
     fn an_open_address_needs_consent() {
         let dir = directory();
         let error = Config::new(&args(&["--host", "10.0.0.1"]), dir.path()).unwrap_err();
@@ -204,6 +313,8 @@ mod tests {
         assert!(Config::new(&args(&["--host", "10.0.0.1", "--insecure-bind"]), dir.path()).is_ok());
         let error = Config::new(&args(&["--host", "0.0.0.0", "--insecure-bind"]), dir.path()).unwrap_err();
         assert_eq!(error, ConfigError::Unspecified("0.0.0.0".into()));
+        assert_eq!(Config::new(&args(&["--host", "[::1]"]), dir.path()).unwrap().host, "::1");
+        assert!(matches!(Config::new(&args(&["--host", "a b"]), dir.path()), Err(ConfigError::Host(_))));
         std::fs::remove_file(dir.path().join(SUPERVISOR)).unwrap();
         assert!(matches!(Config::new(&args(&[]), dir.path()), Err(ConfigError::NoProgram { .. })));
     }

@@ -4,7 +4,7 @@ use crate::launcher::{Launcher, Stop};
 use crate::processes::{Action, Assignment, Event, Process, Processes, StaleEpoch};
 use crate::retention;
 use crate::workdir::WorkDir;
-use firesteel_common::{ApplicationId, Epoch, ProcessId, Resources};
+use firesteel_common::{ApplicationId, Epoch, ProcessEnd, ProcessId, Resources};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -172,10 +172,12 @@ impl Node {
             Event::Started { pid } => tracing::info!(process = %id, pid, "started"),
             Event::Ready { address } => tracing::info!(process = %id, address, "ready"),
             Event::Ended { end } => {
-                if let firesteel_common::ProcessEnd::LaunchFailed { .. } = end {
+                if let ProcessEnd::LaunchFailed { .. } = end {
                     self.launch_failures_total += 1;
+                    tracing::warn!(process = %id, "{end}");
+                } else {
+                    tracing::info!(process = %id, "{end}");
                 }
-                tracing::info!(process = %id, "{end}");
                 self.launcher.ended(id);
                 retention::touch(&self.workdir.application_logs(id.application()));
             }

@@ -1,7 +1,6 @@
 //! The worker daemon: parses its configuration, then runs [`firesteel_worker::daemon`].
 
-use clap::Parser;
-use firesteel_worker::config::{Args, Config, ConfigError};
+use firesteel_worker::config::{Args, ArgsError, Config, ConfigError};
 use firesteel_worker::daemon;
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -9,7 +8,11 @@ use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = match Args::parse_with_properties(std::env::args_os().collect()) {
+        Ok(args) => args,
+        Err(ArgsError::Usage(error)) => error.exit(),
+        Err(error) => return fail(&error, "", ExitCode::from(2)),
+    };
     let config = match configure(&args) {
         Ok(config) => config,
         Err(error) => return fail(&error, error.hint(), ExitCode::from(2)),
