@@ -56,14 +56,21 @@ fn only_application(cluster: &Cluster) -> String {
 fn wait_for_running_tasks(cluster: &Cluster) -> String {
     let id = only_application(cluster);
     wait_for("running tasks", LIMIT, || {
-        let text = status(cluster, &id).to_string();
-        if text.contains("\"tasks_running\":0") || !text.contains("\"tasks_running\":") {
-            Err(text)
-        } else {
-            Ok(())
-        }
+        let status = status(cluster, &id);
+        if tasks(&status).any(|task| task["state"] == "RUNNING") { Ok(()) } else { Err(status.to_string()) }
     });
     id
+}
+
+fn tasks(status: &serde_json::Value) -> impl Iterator<Item = &serde_json::Value> {
+    items(status, "jobs").flat_map(|job| items(job, "stages")).flat_map(|stage| items(stage, "tasks"))
+}
+
+fn items<'a>(
+    parent: &'a serde_json::Value,
+    key: &str,
+) -> impl Iterator<Item = &'a serde_json::Value> + use<'a> {
+    parent[key].as_array().into_iter().flatten()
 }
 
 #[test]

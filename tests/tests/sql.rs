@@ -34,6 +34,7 @@ fn a_script_of_every_statement_runs_in_both_modes() {
                  INSERT INTO copied VALUES (9, 'z', 9.5);
                  SELECT id FROM copied ORDER BY id;
                  EXPLAIN SELECT count(*) FROM joined;
+                 EXPLAIN ANALYZE SELECT count(*) FROM joined;
                  SHOW TABLES;
                  SELECT 1 + 1 AS two;
                  COPY (SELECT 7 AS seven) TO '{dir}/single.csv'"
@@ -43,6 +44,7 @@ fn a_script_of_every_statement_runs_in_both_modes() {
         assert_eq!(run.code, 0, "{mode}: {}\n{}", run.stderr, cluster.logs());
         assert!(run.stdout.starts_with("n,s\n2,2.0\n\nid\n1\n3\n9\n\nplan_type,plan\n"), "{}", run.stdout);
         assert!(run.stdout.contains("DistributedExec"), "EXPLAIN shows the stages: {}", run.stdout);
+        assert!(run.stdout.contains("output_rows"), "EXPLAIN ANALYZE shows what was measured: {}", run.stdout);
         assert!(run.stdout.contains("joined"), "SHOW TABLES");
         assert!(run.stdout.ends_with("\n\ntwo\n2\n"), "{}", run.stdout);
         assert_eq!(std::fs::read_to_string(out.join("single.csv")).unwrap(), "seven\n7\n");

@@ -20,9 +20,10 @@ use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::SessionContext;
 use datafusion_distributed::{
-    ChannelResolver, CompressionType, CoordinatorToWorkerMsg, DistributedExt, ExecuteTaskRequest,
+    ChannelResolver, CompressionType, CoordinatorToWorkerMsg, DistributedExec,
+    DistributedExt, DistributedMetricsFormat, ExecuteTaskRequest,
     GetWorkerInfoRequest, GetWorkerInfoResponse, RouteTasksEvent, RouteTasksEventResponse,
-    SessionStateBuilderExt, SetPlanRequest, WorkerChannel, WorkerResolver, WorkerToCoordinatorMsg,
+    SessionStateBuilderExt, SetPlanRequest, WorkerChannel, WorkerResolver, WorkerToCoordinatorMsg, explain_analyze,
 };
 use firesteel_proto::v1::TaskState;
 use futures::stream::BoxStream;
@@ -35,6 +36,8 @@ use url::Url;
 
 /// An executor that answers no probe within this is taken for dead.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Measurements follow the last row at once; those of an executor that died never come.
+const METRICS_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The executors that the running query uses, shared with the planner's hooks.
 #[derive(Debug, Default)]
@@ -145,6 +148,19 @@ impl ClusterBackend {
         let mut staged = write::stage(state.create_physical_plan(query).await?)?;
         staged.plan = keep_work_off_the_driver(staged.plan, false)?;
         Ok(staged)
+    }
+
+    /// What follows runs on these executors.
+    fn use_executors(&self, job: u32, executors: &[Executor]) -> DfResult<()> {
+        let running = executors
+            .iter()
+            .map(|e| Ok((e.number, Url::parse(&format!("http://{}", e.address))?)))
+            .collect::<Result<_, url::ParseError>>()
+            .map_err(|e| DataFusionError::External(Box::new(e)))?;
+        let mut current = lock(&self.current);
+        current.job = job;
+        current.running = running;
+        Ok(())
     }
 
     /// Waits until a query may start.
@@ -261,15 +277,7 @@ impl Backend for ClusterBackend {
                 }
             };
             self.board.stages_planned(job, &stages(&staged.plan)?, restarts);
-            {
-                let mut current = lock(&self.current);
-                current.job = job;
-                current.running = executors
-                    .iter()
-                    .map(|e| Ok((e.number, Url::parse(&format!("http://{}", e.address))?)))
-                    .collect::<Result<_, url::ParseError>>()
-                    .map_err(|e| DataFusionError::External(Box::new(e)))?;
-            }
+            self.use_executors(job, &executors)?;
             let outcome =
                 self.attempt(Arc::clone(&staged.plan), state.task_ctx(), job, sink, &mut emitted).await;
             let error = match outcome {
@@ -300,6 +308,28 @@ impl Backend for ClusterBackend {
         let state = self.attempt_state(ctx, &[])?;
         let expected = self.fleet().planned();
         Ok(show_plan(self.plan(&state, query, expected).await?.plan.as_ref()))
+    }
+
+    async fn analyze(&self, ctx: &SessionContext, query: &LogicalPlan, job: u32) -> Result<Option<String>, RunError> {
+        let executors = self.ready().await?;
+        let mut state = self.attempt_state(ctx, &executors)?;
+        state.config_mut().set_distributed_metrics_collection(true)?;
+        lock(&self.current).planned = (0..executors.len()).map(placeholder).collect::<Result<_, _>>()?;
+        let plan = keep_work_off_the_driver(state.create_physical_plan(query).await?, true)?;
+        self.board.stages_planned(job, &stages(&plan)?, 0);
+        self.use_executors(job, &executors)?;
+        let mut batches = execute_stream(Arc::clone(&plan), state.task_ctx())?;
+        while batches.try_next().await?.is_some() {}
+        drop(batches);
+        if !plan.is::<DistributedExec>() {
+            return Ok(Some(show_plan(plan.as_ref())));
+        }
+        // A lost report must not hang the statement.
+        let measured = explain_analyze(plan, DistributedMetricsFormat::Aggregated);
+        match tokio::time::timeout(METRICS_TIMEOUT, measured).await {
+            Ok(measured) => Ok(Some(measured?.trim_end().to_owned())),
+            Err(_) => Err(RunError::Unsupported("an executor did not report what it measured".to_owned())),
+        }
     }
 
     fn job_started(&self, job: u32) {

@@ -125,7 +125,7 @@ async fn run_application(
     let runtime = session::runtime(&settings, None, &launch.scratch_dir)?;
     let backend = ClusterBackend::new(settings.clone(), channels, board, view);
     let ctx = backend.session(runtime)?;
-    let mut writer = ResultWriter::new(io::BufWriter::new(io::stdout()), launch.output);
+    let mut writer = ResultWriter::new(io::BufWriter::with_capacity(64 << 10, io::stdout()), launch.output);
     run_script(
         &backend,
         &ctx,

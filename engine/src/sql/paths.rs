@@ -16,8 +16,8 @@ pub fn make_absolute(
     working_directory: Option<&Path>,
 ) -> Result<(), NoWorkingDirectory> {
     match statement {
-        Statement::CreateExternalTable(CreateExternalTable { location, .. }) => {
-            absolute(location, working_directory)
+        Statement::CreateExternalTable(CreateExternalTable { locations, .. }) => {
+            locations.iter_mut().try_for_each(|location| absolute(location, working_directory))
         }
         Statement::CopyTo(CopyToStatement { target, .. }) => absolute(target, working_directory),
         Statement::Explain(ExplainStatement { statement, .. }) => make_absolute(statement, working_directory),

@@ -6,6 +6,7 @@ use crate::settings::{MIN_TARGET_PARTITIONS, TOO_FEW_PARTITIONS};
 use crate::sql::paths;
 use crate::sql::script::ScriptStatement;
 use arrow::array::{RecordBatch, StringArray, UInt64Array};
+use arrow::datatypes::SchemaRef;
 use datafusion::datasource::listing::ListingTableUrl;
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::{DdlStatement, ExplainFormat, LogicalPlan};
@@ -66,6 +67,16 @@ pub trait Backend {
         query: &LogicalPlan,
     ) -> impl Future<Output = Result<String, RunError>> + Send;
 
+    /// Runs the query and returns its plan with what was measured; `None` when [`Backend::query`] does that itself.
+    fn analyze(
+        &self,
+        _ctx: &SessionContext,
+        _query: &LogicalPlan,
+        _job: u32,
+    ) -> impl Future<Output = Result<Option<String>, RunError>> + Send {
+        std::future::ready(Ok(None))
+    }
+
     fn job_started(&self, _job: u32) {}
     fn job_ended(&self, _job: u32, _rows: u64, _error: Option<&str>) {}
 }
@@ -73,7 +84,7 @@ pub trait Backend {
 /// What a query gives its sink.
 pub enum Output {
     /// Once, before the first batch.
-    Schema(arrow::datatypes::SchemaRef),
+    Schema(SchemaRef),
     Batch(RecordBatch),
 }
 
@@ -148,15 +159,17 @@ async fn run_statement<B: Backend, W: Write + Send>(
         LogicalPlan::Explain(e) if e.explain_format == ExplainFormat::Indent && !e.verbose => {
             let optimized = ctx.state().optimize(&e.plan)?;
             let physical = backend.explain(ctx, &e.plan).await?;
-            let types = StringArray::from(vec!["logical_plan", "physical_plan"]);
-            let plans = StringArray::from(vec![optimized.display_indent().to_string(), physical]);
+            let logical = optimized.display_indent().to_string();
             let schema = Arc::new(e.schema.as_arrow().clone());
-            let batch = RecordBatch::try_new(schema, vec![Arc::new(types), Arc::new(plans)])
-                .map_err(DataFusionError::from)?;
-            let mut result = writer.begin(batch.schema())?;
-            writer.write(&mut result, &batch)?;
-            Ok(writer.end(result)?)
+            write_plans(writer, schema, &[("logical_plan", logical), ("physical_plan", physical)])
         }
+        LogicalPlan::Analyze(a) => match backend.analyze(ctx, &a.input, job).await? {
+            Some(measured) => {
+                let schema = Arc::new(a.schema.as_arrow().clone());
+                write_plans(writer, schema, &[("Plan with Metrics", measured)])
+            }
+            None => run_query(backend, ctx, &logical, job, writer).await,
+        },
         LogicalPlan::Copy(_) | LogicalPlan::Dml(_) => {
             let mut written = 0;
             backend
@@ -171,27 +184,51 @@ async fn run_statement<B: Backend, W: Write + Send>(
             writer.note(&format!("{written} row{plural} written"))?;
             Ok(written)
         }
-        _ => {
-            let mut result = None;
-            backend
-                .query(ctx, &logical, job, &mut |output| {
-                    match output {
-                        Output::Schema(schema) => result = Some(writer.begin(schema)?),
-                        Output::Batch(batch) => {
-                            if let Some(result) = &mut result {
-                                writer.write(result, &batch)?;
-                            }
-                        }
-                    }
-                    Ok(())
-                })
-                .await?;
-            match result {
-                Some(result) => Ok(writer.end(result)?),
-                None => Ok(0),
-            }
-        }
+        _ => run_query(backend, ctx, &logical, job, writer).await,
     }
+}
+
+/// Runs a query and writes its rows.
+async fn run_query<B: Backend, W: Write + Send>(
+    backend: &B,
+    ctx: &SessionContext,
+    query: &LogicalPlan,
+    job: u32,
+    writer: &mut ResultWriter<W>,
+) -> Result<u64, RunError> {
+    let mut result = None;
+    backend
+        .query(ctx, query, job, &mut |output| {
+            match output {
+                Output::Schema(schema) => result = Some(writer.begin(schema)?),
+                Output::Batch(batch) => {
+                    if let Some(result) = &mut result {
+                        writer.write(result, &batch)?;
+                    }
+                }
+            }
+            Ok(())
+        })
+        .await?;
+    match result {
+        Some(result) => Ok(writer.end(result)?),
+        None => Ok(0),
+    }
+}
+
+/// The two-column result of `EXPLAIN`.
+fn write_plans<W: Write>(
+    writer: &mut ResultWriter<W>,
+    schema: SchemaRef,
+    plans: &[(&str, String)],
+) -> Result<u64, RunError> {
+    let kinds = StringArray::from_iter_values(plans.iter().map(|(kind, _)| kind));
+    let texts = StringArray::from_iter_values(plans.iter().map(|(_, plan)| plan));
+    let batch =
+        RecordBatch::try_new(schema, vec![Arc::new(kinds), Arc::new(texts)]).map_err(DataFusionError::from)?;
+    let mut result = writer.begin(batch.schema())?;
+    writer.write(&mut result, &batch)?;
+    Ok(writer.end(result)?)
 }
 
 /// The count that a writing plan returns as its only value.
