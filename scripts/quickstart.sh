@@ -7,7 +7,7 @@
 #
 # It may be run again: what runs is used, what is built is not built again. Everything it writes outside the build
 # directory is under ~/.firesteel/quickstart (FIRESTEEL_QUICKSTART_DIR).
-set -eu
+set -eu -o pipefail
 
 here=${FIRESTEEL_QUICKSTART_DIR:-${HOME:?HOME is not set}/.firesteel/quickstart}
 # A cluster of its own, whatever else the scripts have started here.
@@ -65,7 +65,7 @@ ensure_built submit
 step "sample data: TPC-H at scale $scale"
 data=$here/data/scale-$scale
 make_private_dir "$here"
-"$bin_dir/firesteel-engine" sample-data --scale "$scale" "$data"
+"$bin_dir/firesteel-engine" sample-data --scale "$scale" "$data" >/dev/null
 du -sh "$data" | sed 's/\t/  /'
 
 step "a master and two workers"

@@ -85,11 +85,12 @@ impl Tracker {
         }
         match job.state() {
             TaskState::Succeeded if total > 1 => {
-                let text = format!(
-                    "{name}: {} in {}",
-                    plural(job.rows, "row"),
-                    between(job.started_ms, job.ended_ms)
-                );
+                let time = between(job.started_ms, job.ended_ms);
+                // Most statements without rows are no queries.
+                let text = match job.rows {
+                    0 => format!("{name}: {time}"),
+                    rows => format!("{name}: {} in {time}", plural(rows, "row")),
+                };
                 lines.push(Line { text, keep: false });
             }
             // The application's own error says it in full; this names the statement.
