@@ -44,7 +44,11 @@ fn a_script_of_every_statement_runs_in_both_modes() {
         assert_eq!(run.code, 0, "{mode}: {}\n{}", run.stderr, cluster.logs());
         assert!(run.stdout.starts_with("n,s\n2,2.0\n\nid\n1\n3\n9\n\nplan_type,plan\n"), "{}", run.stdout);
         assert!(run.stdout.contains("DistributedExec"), "EXPLAIN shows the stages: {}", run.stdout);
-        assert!(run.stdout.contains("output_rows"), "EXPLAIN ANALYZE shows what was measured: {}", run.stdout);
+        assert!(
+            run.stdout.contains("output_rows"),
+            "EXPLAIN ANALYZE shows what was measured: {}",
+            run.stdout
+        );
         assert!(run.stdout.contains("joined"), "SHOW TABLES");
         assert!(run.stdout.ends_with("\n\ntwo\n2\n"), "{}", run.stdout);
         assert_eq!(std::fs::read_to_string(out.join("single.csv")).unwrap(), "seven\n7\n");

@@ -20,10 +20,10 @@ use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::SessionContext;
 use datafusion_distributed::{
-    ChannelResolver, CompressionType, CoordinatorToWorkerMsg, DistributedExec,
-    DistributedExt, DistributedMetricsFormat, ExecuteTaskRequest,
-    GetWorkerInfoRequest, GetWorkerInfoResponse, RouteTasksEvent, RouteTasksEventResponse,
-    SessionStateBuilderExt, SetPlanRequest, WorkerChannel, WorkerResolver, WorkerToCoordinatorMsg, explain_analyze,
+    ChannelResolver, CompressionType, CoordinatorToWorkerMsg, DistributedExec, DistributedExt,
+    DistributedMetricsFormat, ExecuteTaskRequest, GetWorkerInfoRequest, GetWorkerInfoResponse,
+    RouteTasksEvent, RouteTasksEventResponse, SessionStateBuilderExt, SetPlanRequest, WorkerChannel,
+    WorkerResolver, WorkerToCoordinatorMsg, explain_analyze,
 };
 use firesteel_proto::v1::TaskState;
 use futures::stream::BoxStream;
@@ -310,7 +310,12 @@ impl Backend for ClusterBackend {
         Ok(show_plan(self.plan(&state, query, expected).await?.plan.as_ref()))
     }
 
-    async fn analyze(&self, ctx: &SessionContext, query: &LogicalPlan, job: u32) -> Result<Option<String>, RunError> {
+    async fn analyze(
+        &self,
+        ctx: &SessionContext,
+        query: &LogicalPlan,
+        job: u32,
+    ) -> Result<Option<String>, RunError> {
         let executors = self.ready().await?;
         let mut state = self.attempt_state(ctx, &executors)?;
         state.config_mut().set_distributed_metrics_collection(true)?;

@@ -224,8 +224,8 @@ fn write_plans<W: Write>(
 ) -> Result<u64, RunError> {
     let kinds = StringArray::from_iter_values(plans.iter().map(|(kind, _)| kind));
     let texts = StringArray::from_iter_values(plans.iter().map(|(_, plan)| plan));
-    let batch =
-        RecordBatch::try_new(schema, vec![Arc::new(kinds), Arc::new(texts)]).map_err(DataFusionError::from)?;
+    let batch = RecordBatch::try_new(schema, vec![Arc::new(kinds), Arc::new(texts)])
+        .map_err(DataFusionError::from)?;
     let mut result = writer.begin(batch.schema())?;
     writer.write(&mut result, &batch)?;
     Ok(writer.end(result)?)
