@@ -120,6 +120,20 @@ const UNKNOWN_HOST: &str = "unknown host";
 pub const WRONG_PORT_HINT: &str =
     "the master's gRPC port is 7077 by default; 8080 is its web page, which is not the one to submit to";
 
+/// Whether an answer came from something that is no gRPC server: an HTTP/1 page, whose "HTTP" reads as an absurd frame
+/// length, or HTTP/2 without gRPC, such as a master's own page.
+pub fn is_not_grpc(status: &tonic::Status) -> bool {
+    let mut text = status.message().to_ascii_lowercase();
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        text.push_str(&error.to_string().to_ascii_lowercase());
+        source = error.source();
+    }
+    ["frame with invalid size", "invalid content-type", "invalid compression flag", "http status code"]
+        .iter()
+        .any(|sign| text.contains(sign))
+}
+
 /// Whether an HTTP/2 server listens at `HOST:PORT`; `None` when that cannot be told. For the cause of a connection that broke
 /// before the first answer: what another service says to gRPC is often lost with the connection.
 pub async fn speaks_http2(address: &str) -> Option<bool> {

@@ -2,7 +2,7 @@
 
 use crate::display;
 use anstyle::AnsiColor;
-use firesteel_proto::channel::{ConnectError, WRONG_PORT_HINT};
+use firesteel_proto::channel::{ConnectError, WRONG_PORT_HINT, is_not_grpc};
 use std::fmt::Display;
 use std::io::Write;
 use tonic::Code;
@@ -77,7 +77,7 @@ impl Failure {
 
     /// An answer of the master to the request described by `doing` ("submit report.sql").
     pub fn from_status(status: &tonic::Status, doing: &str) -> Self {
-        if speaks_no_grpc(status) {
+        if is_not_grpc(status) {
             return Self::new(
                 Exit::Unreachable,
                 format!(
@@ -152,17 +152,6 @@ fn deepest_cause(status: &tonic::Status) -> Option<String> {
         error = source;
     }
     Some(error.to_string())
-}
-
-/// Something answered, but in another language: an HTTP/1 page (whose "HTTP" reads as an absurd frame length), or
-/// HTTP/2 without gRPC.
-fn speaks_no_grpc(status: &tonic::Status) -> bool {
-    let text =
-        format!("{} {}", status.message(), deepest_cause(status).unwrap_or_default()).to_ascii_lowercase();
-    (is_connection_loss(status) || status.code() == Code::Unimplemented)
-        && ["frame with invalid size", "invalid content-type", "http status code"]
-            .iter()
-            .any(|sign| text.contains(sign))
 }
 
 #[cfg(test)]

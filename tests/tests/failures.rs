@@ -91,7 +91,7 @@ fn an_executor_killed_mid_query_is_replaced_and_the_query_ends_right() {
         let text = status(&cluster, &id).to_string();
         if text.contains("\"restarts\":1") { Ok(()) } else { Err(text) }
     });
-    assert_eq!(cluster.run(["kill", "--yes", &id]).code, 0);
+    assert_eq!(cluster.run(["kill", &id]).code, 0);
     assert_eq!(finish(child).code, 5);
     cluster.assert_clean();
 }
@@ -159,7 +159,7 @@ fn a_worker_killed_leaves_no_process_and_no_directory_and_the_query_goes_on() {
         let now = cluster.engines("executor");
         if now.len() == 2 { Ok(()) } else { Err(format!("{now:?}\n{}", cluster.logs())) }
     });
-    assert_eq!(cluster.run(["kill", "--yes", &id]).code, 0);
+    assert_eq!(cluster.run(["kill", &id]).code, 0);
     assert_eq!(finish(child).code, 5);
     cluster.assert_clean();
 }
@@ -214,7 +214,7 @@ fn ctrl_c_kills_in_client_mode_and_detaches_in_cluster_mode() {
         .trim_end_matches([',', '.', ':'])
         .to_owned();
     assert_eq!(cluster.engines("driver").len(), 1, "it goes on");
-    assert_eq!(cluster.run(["kill", "--yes", &id]).code, 0);
+    assert_eq!(cluster.run(["kill", &id]).code, 0);
     cluster.assert_clean();
 }
 
@@ -245,7 +245,7 @@ fn a_master_that_restarts_is_not_noticed_by_a_running_query() {
     assert_eq!((run.code, run.stdout.as_str()), (0, "one\n1\n"), "{}", run.stderr);
     assert_eq!(cluster.engines("executor"), before, "the same processes still run");
     assert!(!status(&cluster, &id).to_string().contains("\"restarts\":1"));
-    assert_eq!(cluster.run(["kill", "--yes", &id]).code, 0);
+    assert_eq!(cluster.run(["kill", &id]).code, 0);
     assert_eq!(finish(child).code, 5);
     cluster.assert_clean();
 }
@@ -271,7 +271,7 @@ fn too_large_an_application_waits_and_says_why() {
     let run = cluster.run([std::ffi::OsStr::new("-o"), "csv".as_ref(), script.as_os_str()]);
     assert_eq!((run.code, run.stdout.as_str()), (0, "one\n1\n"), "{}", run.stderr);
     assert!(child.try_wait().unwrap().is_none(), "it still waits");
-    let run = cluster.run(["kill", "--yes", &id]);
+    let run = cluster.run(["kill", &id]);
     assert_eq!(run.code, 0, "{}", run.stderr);
     let run = finish(child);
     assert_eq!(run.code, 5);
@@ -332,7 +332,7 @@ fn two_masters_on_one_directory_and_a_duplicate_worker_are_refused() {
         .unwrap();
     assert!(!second.status.success());
     let text = String::from_utf8_lossy(&second.stderr);
-    assert!(text.contains(&format!("pid {}", cluster.workers[0].pid())), "{text}");
+    assert!(text.contains(&format!("process {}", cluster.workers[0].pid())), "{text}");
 
     // The same identity from another directory.
     let copy = cluster.dir().join("copied-worker");
@@ -362,7 +362,7 @@ fn a_reader_that_goes_away_is_no_error_to_shout_about() {
         let run = finish(child);
         assert!(!run.stderr.contains("panicked"), "{mode}: {}", run.stderr);
         for id in running_ids(&cluster) {
-            cluster.run(["kill", "--yes", &id]);
+            cluster.run(["kill", &id]);
         }
     }
     cluster.assert_clean();
@@ -404,7 +404,7 @@ fn no_secret_in_argv_env_or_logs() {
             assert!(!has_long_hex(place), "looks like a token: {place}");
         }
     }
-    cluster.run(["kill", "--yes", &id]);
+    cluster.run(["kill", &id]);
     finish(child);
     let logs = cluster.logs();
     assert!(!logs.contains("tops3cret"), "{logs}");

@@ -110,7 +110,7 @@ fn classify(status: &Status, address: &str) -> Failure {
             reason: format!("{address} speaks gRPC, but it is not a Firesteel master"),
             hint: WRONG_PORT_HINT.to_owned(),
         },
-        _ if speaks_no_http2(status) => no_protocol(address),
+        _ if channel::is_not_grpc(status) => no_protocol(address),
         _ => {
             Failure { hint: hint.to_owned(), ..Failure::transient(format!("{address}: {}", deepest(status))) }
         }
@@ -131,12 +131,6 @@ fn no_protocol(address: &str) -> Failure {
         reason: format!("{address} does not speak Firesteel's protocol"),
         hint: WRONG_PORT_HINT.to_owned(),
     }
-}
-
-/// Bytes that are no HTTP/2 frames, or HTTP that is no gRPC.
-fn speaks_no_http2(status: &Status) -> bool {
-    let text = deepest(status);
-    text.contains("frame with invalid size") || status.message().contains("invalid compression flag")
 }
 
 /// "connection reset by peer", not "transport error".

@@ -27,7 +27,7 @@ use datafusion_distributed::{
 };
 use firesteel_proto::v1::TaskState;
 use futures::stream::BoxStream;
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
 use http::HeaderMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -441,14 +441,11 @@ impl WorkerChannel for TrackedChannel {
         metrics: ExecutionPlanMetricsSet,
         context: &Arc<TaskContext>,
     ) -> DfResult<BoxStream<'static, DfResult<WorkerToCoordinatorMsg>>> {
-        let (key, job, executor, board) = (request.task_key, self.job, self.executor, self.board.clone());
+        let key = request.task_key;
         let answers = self.inner.coordinator_channel(headers, request, messages, metrics, context).await?;
-        board.task_changed(job, key, TaskState::Running, executor);
-        let ended = futures::stream::once(async move {
-            board.task_changed(job, key, TaskState::Succeeded, executor);
-        })
-        .filter_map(|()| futures::future::ready(None));
-        Ok(answers.chain(ended).boxed())
+        // In a region of streamed stages all tasks run until the region ends: the stream of answers may end long before.
+        self.board.task_changed(self.job, key, TaskState::Running, self.executor);
+        Ok(answers)
     }
 
     async fn execute_task(

@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_syntax_error_names_file_line_and_column() {
-        let error = parse("s.sql", "SELECT 1;\nSELECT a,\n  FROM FROM t;\n").unwrap_err();
+        let error = parse("s.sql", "SELECT 1;\nSELECT a\n  FROM t GROUP a;\n").unwrap_err();
         assert_eq!((error.file.as_str(), error.line), ("s.sql", 3), "{error}");
         let error = parse("s.sql", "SELECT 1;\nSELEC 2;\n").unwrap_err();
         assert_eq!((error.line, error.column), (2, 1), "{error}");
