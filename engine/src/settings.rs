@@ -32,6 +32,8 @@ pub struct Settings {
     pub compression: Compression,
     /// Part of the executor's memory that operators may use before they spill.
     pub memory_fraction: f64,
+    /// How many bytes of files a partition shall scan: a scan is spread over more executors the smaller this is.
+    pub scan_bytes_per_partition: usize,
     /// Options for `s3://`, `gs://`, `az://`, `http(s)://` stores, by `object_store`'s names (`aws_region`, …).
     pub store_options: Vec<(String, String)>,
     /// `datafusion.*` options.
@@ -64,6 +66,7 @@ const KEYS: &[(&str, &str)] = &[
         "firesteel.result.bufferSize",
         "result bytes held back so that a query can start again unseen (default 16m)",
     ),
+    ("firesteel.scan.bytesPerPartition", "bytes of files per partition of a scan, such as 16m (default 16m)"),
     ("firesteel.shuffle.compression", "auto, none, lz4 or zstd (default auto)"),
     (
         "firesteel.submit.workingDirectory",
@@ -81,6 +84,7 @@ impl Default for Settings {
             executor_wait_secs: 120,
             compression: Compression::Auto,
             memory_fraction: 0.7,
+            scan_bytes_per_partition: 16 << 20,
             store_options: Vec::new(),
             datafusion: Vec::new(),
         }
@@ -120,6 +124,9 @@ impl Settings {
             "firesteel.result.bufferSize" => {
                 let size: MemorySize = value.parse().map_err(|_| bad("a size like 16m"))?;
                 self.result_buffer_bytes = size.bytes();
+            }
+            "firesteel.scan.bytesPerPartition" => {
+                self.scan_bytes_per_partition = bytes(value).ok_or_else(|| bad("a size like 64k or 16m"))?;
             }
             "firesteel.shuffle.compression" => {
                 self.compression = match value {
@@ -171,6 +178,20 @@ impl Settings {
     }
 }
 
+/// `65536`, `64k`, `16m`, `1g`; at least one byte.
+fn bytes(text: &str) -> Option<usize> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit {
+        "" => 1,
+        "k" => 1 << 10,
+        "m" => 1 << 20,
+        "g" => 1 << 30,
+        _ => return None,
+    };
+    number.parse::<usize>().ok()?.checked_mul(factor).filter(|&bytes| bytes > 0)
+}
+
 /// Said wherever somebody asks for fewer than [`MIN_TARGET_PARTITIONS`].
 pub const TOO_FEW_PARTITIONS: &str =
     "a distributed plan needs at least 2 partitions: with one it would return wrong rows";
@@ -216,6 +237,10 @@ mod tests {
     fn settings_are_typed() {
         let s = parse(&[
             ("firesteel.result.bufferSize", "1m"),
+            (
+                "firesteel.scan.bytesPerPartition",
+                "bytes of files per partition of a scan, such as 16m (default 16m)",
+            ),
             ("firesteel.shuffle.compression", "zstd"),
             ("firesteel.store.AWS_REGION", "eu-1"),
             ("datafusion.execution.batch_size", "4096"),
@@ -241,6 +266,8 @@ mod tests {
             ("firesteel.execution.mode", "magic"),
             ("firesteel.executor.memoryFraction", "2"),
             ("firesteel.result.bufferSize", "lots"),
+            ("firesteel.scan.bytesPerPartition", "0"),
+            ("firesteel.scan.bytesPerPartition", "99999999999999999999g"),
             ("firesteel.submit.workingDirectory", "relative"),
             ("datafusion.no.such", "1"),
             ("datafusion.execution.batch_size", "many"),

@@ -198,14 +198,11 @@ impl Cluster {
     }
 
     /// Runs a script that must succeed, and returns its CSV.
-    pub fn csv(&self, mode: &str, script: &Path) -> String {
-        let run = self.run([
-            OsStr::new("--deploy-mode"),
-            OsStr::new(mode),
-            OsStr::new("-o"),
-            OsStr::new("csv"),
-            script.as_os_str(),
-        ]);
+    pub fn csv(&self, mode: &str, script: &Path, flags: &[&str]) -> String {
+        let mut args: Vec<&OsStr> = ["--deploy-mode", mode, "-o", "csv"].map(OsStr::new).to_vec();
+        args.extend(flags.iter().map(OsStr::new));
+        args.push(script.as_os_str());
+        let run = self.run(args);
         assert_eq!(run.code, 0, "{mode} mode: {}\n{}", run.stderr, self.logs());
         run.stdout
     }

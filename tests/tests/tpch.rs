@@ -5,6 +5,8 @@ use firesteel_tests::{csv, tpch};
 use std::process::Command;
 
 const SCALE: f64 = 0.01;
+/// So that tables as small as these are scanned by several tasks.
+const SPREAD: &[&str] = &["--conf", "firesteel.scan.bytesPerPartition=32k"];
 
 /// Each query's result in one DataFusion process.
 fn reference(number: u32, script: &std::path::Path) -> csv::Table {
@@ -25,7 +27,7 @@ fn all_queries_equal(mode: &str) {
         let sql = format!("{}{};\n", tpch::tables(&data), tpch::query(&queries, number));
         let script = cluster.script(&format!("q{number}.sql"), &sql);
         let expected = reference(number, &script);
-        let found = csv::parse(&cluster.csv(mode, &script));
+        let found = csv::parse(&cluster.csv(mode, &script, SPREAD));
         if let Some(difference) = csv::difference(&found, &expected) {
             panic!("q{number} in {mode} mode: {difference}");
         }
@@ -54,7 +56,7 @@ fn one_core_executors_still_plan_with_two_partitions() {
         let sql = format!("{}{};\n", tpch::tables(&data), tpch::query(&queries, number));
         let script = cluster.script(&format!("q{number}.sql"), &sql);
         let expected = reference(number, &script);
-        let found = csv::parse(&cluster.csv("cluster", &script));
+        let found = csv::parse(&cluster.csv("cluster", &script, SPREAD));
         assert_eq!(csv::difference(&found, &expected), None, "q{number}");
     }
     let script = cluster.script("one.sql", "SET datafusion.execution.target_partitions = 1; SELECT 1");

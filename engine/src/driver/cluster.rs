@@ -22,12 +22,12 @@ use datafusion::prelude::SessionContext;
 use datafusion_distributed::{
     ChannelResolver, CompressionType, CoordinatorToWorkerMsg, DistributedExec, DistributedExt,
     DistributedMetricsFormat, ExecuteTaskRequest, GetWorkerInfoRequest, GetWorkerInfoResponse,
-    RouteTasksEvent, RouteTasksEventResponse, SessionStateBuilderExt, SetPlanRequest, WorkerChannel,
-    WorkerResolver, WorkerToCoordinatorMsg, explain_analyze,
+    NetworkBoundaryExt, RouteTasksEvent, RouteTasksEventResponse, SessionStateBuilderExt, SetPlanRequest,
+    Stage, WorkerChannel, WorkerResolver, WorkerToCoordinatorMsg, explain_analyze,
 };
 use firesteel_proto::v1::TaskState;
-use futures::stream::BoxStream;
 use futures::TryStreamExt;
+use futures::stream::BoxStream;
 use http::HeaderMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -114,6 +114,7 @@ impl ClusterBackend {
             .with_distributed_channel_resolver(channels)
             .with_distributed_route_tasks_handler(move |event: RouteTasksEvent| route(&current, &event))
             .with_distributed_metrics_collection(false)?
+            .with_distributed_file_scan_config_bytes_per_partition(self.settings.scan_bytes_per_partition)?
             .with_distributed_planner()
             .build();
         Ok(SessionContext::new_with_state(state))
@@ -155,10 +156,11 @@ impl ClusterBackend {
         let running = executors
             .iter()
             .map(|e| Ok((e.number, Url::parse(&format!("http://{}", e.address))?)))
-            .collect::<Result<_, url::ParseError>>()
+            .collect::<Result<Vec<_>, url::ParseError>>()
             .map_err(|e| DataFusionError::External(Box::new(e)))?;
         let mut current = lock(&self.current);
         current.job = job;
+        current.planned = running.iter().map(|(_, url): &(u32, Url)| url.clone()).collect();
         current.running = running;
         Ok(())
     }
@@ -378,24 +380,32 @@ impl WorkerResolver for PlannedExecutors {
 }
 
 /// Task i of a stage runs on executor i, round and round: partners of a shuffle meet on the same machine as often as
-/// can be. Stages of one task stay with the library's rule, which puts them beside one of their inputs.
+/// can be. A stage of one task runs beside an input that is one task, too; the others take turns by statement.
 fn route(current: &SharedCurrent, event: &RouteTasksEvent) -> Option<DfResult<RouteTasksEventResponse>> {
     let current = lock(current);
-    let urls = &current.running;
-    if urls.is_empty() {
+    let executors = &current.running;
+    if executors.is_empty() {
         return Some(Err(DataFusionError::Execution("no executor is running".to_owned())));
     }
-    if event.task_count == 1 && event.plan.children().iter().any(|c| has_boundary(c)) {
-        return None;
+    if event.task_count == 1
+        && let Some(beside) = lone_input(event.plan)
+    {
+        return Some(Ok(RouteTasksEventResponse::new(vec![beside])));
     }
     let offset = if event.task_count == 1 { current.job as usize } else { 0 };
-    let urls = (0..event.task_count).map(|i| urls[(i + offset) % urls.len()].1.clone()).collect();
-    Some(Ok(RouteTasksEventResponse::new(urls)))
+    let url = |i: usize| executors[(i + offset) % executors.len()].1.clone();
+    Some(Ok(RouteTasksEventResponse::new((0..event.task_count).map(url).collect())))
 }
 
-fn has_boundary(plan: &Arc<dyn ExecutionPlan>) -> bool {
-    use datafusion_distributed::NetworkBoundaryExt;
-    plan.is_network_boundary() || plan.children().iter().any(|child| has_boundary(child))
+/// Where the first input stage of one task runs, if there is one.
+fn lone_input(plan: &Arc<dyn ExecutionPlan>) -> Option<Url> {
+    if let Some(boundary) = plan.as_network_boundary() {
+        return match boundary.input_stage() {
+            Stage::Remote(input) if input.workers.len() == 1 => input.workers.first().cloned(),
+            _ => None,
+        };
+    }
+    plan.children().into_iter().find_map(lone_input)
 }
 
 /// Channels that note which task went to which executor.

@@ -117,6 +117,7 @@ impl Link {
                         token: self.token.expose().to_owned(),
                         success,
                         message: message.to_owned(),
+                        progress: Some(self.progress.picture()),
                     };
                     client.finish(request).await.map(|_| ()).map_err(refusal)
                 }

@@ -36,7 +36,8 @@ pub enum Obstacle {
     Fits,
 }
 
-/// Explains every active application that has not got all it asked for.
+/// Explains every active application that has not got all it asked for. One whose next grant is only a commit away is
+/// left out: a reason that is gone before anybody reads it is noise.
 pub fn waiting(state: &ClusterState) -> BTreeMap<ApplicationId, Explanation> {
     let rooms = Rooms::of(state);
     let mut explanations = BTreeMap::new();
@@ -50,7 +51,10 @@ pub fn waiting(state: &ClusterState) -> BTreeMap<ApplicationId, Explanation> {
         }
         let case = Case { state, rooms: &rooms, app, holder };
         let explanation = case.explain(queued.then_some(position));
-        explanations.insert(app.id.clone(), explanation);
+        let imminent = app.quick_ends <= 1 && explanation.workers.values().any(|o| *o == Obstacle::Fits);
+        if !imminent {
+            explanations.insert(app.id.clone(), explanation);
+        }
         let has_executors = app.live_executors().next().is_some();
         if holder.is_none() && !has_executors && rooms.idle_but_for(app).can_start(app) {
             holder = Some(app);
@@ -167,12 +171,10 @@ impl Case<'_> {
             return Some(format!("{} is ahead in the queue and comes first", holder.id));
         }
         if workers.values().any(|o| *o == Obstacle::Fits) {
-            return Some(match self.app.quick_ends {
-                0 | 1 => "The grant is on its way".to_owned(),
-                n => format!(
-                    "{n} executors in a row ended soon after their start; the next is tried in a moment"
-                ),
-            });
+            let n = self.app.quick_ends;
+            return Some(format!(
+                "{n} executors in a row ended soon after their start; the next is tried in a moment"
+            ));
         }
         let ways: Vec<String> = [self.release(), self.smaller()].into_iter().flatten().collect();
         (!ways.is_empty()).then(|| ways.join("; or "))

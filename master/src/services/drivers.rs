@@ -53,6 +53,10 @@ impl v1::drivers_server::Drivers for DriversService {
         let request = request.into_inner();
         let id = convert::application_id(&request.application_id)?;
         authorised(&self.cluster.state(), &id, &request.token)?;
+        // Before the end is committed: whoever sees the end sees the last picture, too.
+        if let Some(progress) = request.progress {
+            keep(&self.cluster, &id, progress);
+        }
         let command = Command::FinishApplication {
             application: id.clone(),
             success: request.success,
@@ -112,6 +116,15 @@ async fn serve(
     }
 }
 
+fn keep(cluster: &Cluster, id: &ApplicationId, progress: v1::Progress) {
+    let bytes = progress.encoded_len();
+    if bytes <= MAX_PROGRESS_BYTES {
+        cluster.soft().set_progress(id, progress);
+    } else {
+        tracing::warn!(application = %id, bytes, "a progress report is too large to keep");
+    }
+}
+
 /// Ends when the driver has closed its side.
 async fn hear(
     cluster: &Cluster,
@@ -120,14 +133,7 @@ async fn hear(
 ) -> Result<(), Status> {
     while let Some(message) = inbound.message().await? {
         match message.kind {
-            Some(Kind::Progress(progress)) => {
-                let bytes = progress.encoded_len();
-                if bytes <= MAX_PROGRESS_BYTES {
-                    cluster.soft().set_progress(id, progress);
-                } else {
-                    tracing::warn!(application = %id, bytes, "a progress report is too large to keep");
-                }
-            }
+            Some(Kind::Progress(progress)) => keep(cluster, id, progress),
             Some(Kind::Heartbeat(_)) => {}
             Some(Kind::Hello(_)) => return Err(Status::invalid_argument("hello is said once")),
             None => return Err(Status::invalid_argument("an empty message")),

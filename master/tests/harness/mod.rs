@@ -152,6 +152,7 @@ impl Master {
             token: app.token.clone(),
             success,
             message: String::new(),
+            progress: None,
         };
         DriversClient::new(self.channel().await).finish(request).await.map(drop)
     }
