@@ -10,7 +10,6 @@ use firesteel_common::ExecutorLaunch;
 use std::fs::File;
 use std::io::{self, Write};
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::service::interceptor::InterceptedService;
 
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +66,7 @@ pub async fn run(launch: ExecutorLaunch, ready: Option<File>) -> Result<(), Exec
     }
     firesteel_proto::channel::server()
         .add_service(service)
-        .serve_with_incoming(TcpListenerStream::new(listener))
+        .serve_with_incoming(firesteel_proto::channel::incoming(listener))
         .await?;
     Ok(())
 }

@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 
 /// What is still open after this is cut off.
@@ -83,7 +82,10 @@ impl Daemon {
         let stop = stopping.clone();
         servers.spawn(async move {
             router
-                .serve_with_incoming_shutdown(TcpListenerStream::new(grpc), stop.cancelled_owned())
+                .serve_with_incoming_shutdown(
+                    firesteel_proto::channel::incoming(grpc),
+                    stop.cancelled_owned(),
+                )
                 .await
                 .map_err(|e| DaemonError::Server(e.to_string()))
         });

@@ -4,7 +4,8 @@ use firesteel_common::MasterUrl;
 use std::net::IpAddr;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
+use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
 
 /// Plans, statistics and status messages grow with the data; this is a bound against abuse, not a budget.
@@ -157,13 +158,18 @@ pub async fn speaks_http2(address: &str) -> Option<bool> {
     tokio::time::timeout(Duration::from_secs(2), exchange).await.ok().flatten()
 }
 
-/// A server with this project's limits; add services and serve it on a listener.
+/// A server with this project's limits; add services and serve it on [`incoming`] connections.
 pub fn server() -> Server {
     Server::builder()
-        .tcp_nodelay(true)
         .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
         .http2_adaptive_window(Some(true))
+}
+
+/// Connections for [`server`]. Its own TCP_NODELAY does not reach a listener that was bound before; without it, Nagle and
+/// delayed acknowledgements hold small answers back for 40 ms.
+pub fn incoming(listener: TcpListener) -> TcpIncoming {
+    TcpIncoming::from(listener).with_nodelay(Some(true))
 }
 
 /// `HOST:PORT` for a URL or a socket, IPv6 hosts in brackets.

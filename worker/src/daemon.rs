@@ -22,7 +22,6 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::TcpIncoming;
 
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Supervisors of a worker that was killed end within milliseconds, unless the kernel cannot end their payload.
@@ -111,7 +110,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let mut service = tokio::spawn(
         channel::server()
             .add_service(WorkerLogsServer::new(logs))
-            .serve_with_incoming(TcpIncoming::from(service).with_nodelay(Some(true))),
+            .serve_with_incoming(channel::incoming(service)),
     );
     let router = web::router(Arc::new(Page {
         id: id.clone(),
