@@ -237,10 +237,7 @@ mod tests {
     fn settings_are_typed() {
         let s = parse(&[
             ("firesteel.result.bufferSize", "1m"),
-            (
-                "firesteel.scan.bytesPerPartition",
-                "bytes of files per partition of a scan, such as 16m (default 16m)",
-            ),
+            ("firesteel.scan.bytesPerPartition", "64k"),
             ("firesteel.shuffle.compression", "zstd"),
             ("firesteel.store.AWS_REGION", "eu-1"),
             ("datafusion.execution.batch_size", "4096"),
@@ -249,6 +246,7 @@ mod tests {
         .unwrap();
         assert_eq!(s.result_buffer_bytes, 1 << 20);
         assert_eq!(s.compression, Compression::Zstd);
+        assert_eq!(s.scan_bytes_per_partition, 65_536);
         assert_eq!(s.store_options, [("aws_region".to_owned(), "eu-1".to_owned())]);
     }
 

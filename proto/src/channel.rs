@@ -124,6 +124,11 @@ pub const WRONG_PORT_HINT: &str =
 /// Whether an answer came from something that is no gRPC server: an HTTP/1 page, whose "HTTP" reads as an absurd frame
 /// length, or HTTP/2 without gRPC, such as a master's own page.
 pub fn is_not_grpc(status: &tonic::Status) -> bool {
+    use tonic::Code;
+    // What a service itself answers has another code.
+    if !matches!(status.code(), Code::Unknown | Code::Internal | Code::Unavailable | Code::Unimplemented) {
+        return false;
+    }
     let mut text = status.message().to_ascii_lowercase();
     let mut source = std::error::Error::source(status);
     while let Some(error) = source {

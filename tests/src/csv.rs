@@ -85,9 +85,9 @@ mod tests {
 
     #[test]
     fn quotes_and_order_do_not_matter_but_values_do() {
-        let a = parse("n,t\n1,\"a,\"\"b\"\nc\"\n2,x\n");
+        let a = parse("n,t\n1,\"a,\"\"b\"\"\nc\"\n2,x\n");
         assert_eq!(a.rows[0], ["1", "a,\"b\"\nc"]);
-        assert_eq!(difference(&a, &parse("n,t\n2,x\n1,\"a,\"\"b\"\nc\"\n")), None);
+        assert_eq!(difference(&a, &parse("n,t\n2,x\n1,\"a,\"\"b\"\"\nc\"\n")), None);
         assert!(difference(&a, &parse("n,t\n2,x\n1,y\n")).is_some());
         assert!(difference(&a, &parse("n,t\n2,x\n")).is_some());
         assert!(difference(&a, &parse("m,t\n")).is_some());

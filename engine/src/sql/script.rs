@@ -167,7 +167,7 @@ mod tests {
         assert_eq!((error.file.as_str(), error.line), ("s.sql", 3), "{error}");
         let error = parse("s.sql", "SELECT 1;\nSELEC 2;\n").unwrap_err();
         assert_eq!((error.line, error.column), (2, 1), "{error}");
-        assert!(error.excerpt.ends_with("| SELEC 2\n  | ^"), "{error}");
+        assert!(error.excerpt.ends_with("| SELEC 2;\n  | ^"), "{error}");
         assert!(error.to_string().starts_with("s.sql:2:1: "), "{error}");
     }
 

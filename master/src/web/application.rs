@@ -70,7 +70,7 @@ fn summary(view: &View, app: &Application) -> Markup {
             div { dt { "Duration" } dd { (duration(end.saturating_sub(app.submitted_ms))) } }
             div { dt { "Executors" } dd { (live) " of " (spec.executor_target()) } }
             div { dt { "Per executor" } dd { (spec.executor) } }
-            @if !app.state.is_final() { div { dt { "Holds" } dd { (held.cores) " cores, " (memory(held.memory_mib)) } } }
+            @if !app.state.is_final() { div { dt { "Holds" } dd { (held.cores) @if held.cores == 1 { " core, " } @else { " cores, " } (memory(held.memory_mib)) } } }
             @if let Some((attempt, driver)) = app.driver() {
                 div {
                     dt { "Driver" }

@@ -265,6 +265,7 @@ async fn an_application_page_shows_why_executors_jobs_and_tasks() {
         end: ProcessEnd::Signaled { signal: 9 },
         at_ms: cluster.now_ms + 1000,
     });
+    cluster.grant();
     let path = format!("/app/{id}");
     cluster.get(&path).await.has(&["The driver has not reported yet"]);
     cluster.progress(&id, 450);
