@@ -6,6 +6,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "firesteel/v1/client.proto",
         "firesteel/v1/worker.proto",
         "firesteel/v1/driver.proto",
+        "firesteel/v1/masters.proto",
+        "firesteel/v1/peers.proto",
     ];
     for file in files {
         println!("cargo::rerun-if-changed={file}");

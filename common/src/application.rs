@@ -52,6 +52,9 @@ pub struct ApplicationSpec {
     /// What one executor takes from its worker.
     pub executor: Resources,
     pub executors: ExecutorCount,
+    /// Start the driver again when its process dies without having reported a result; cluster mode only.
+    #[serde(default)]
+    pub supervise: bool,
 }
 
 /// Why a specification cannot be accepted.
@@ -71,6 +74,8 @@ pub enum InvalidSpec {
         "--total-executor-cores {total} is less than --executor-cores {per_executor}: not one executor would fit"
     )]
     TotalBelowOneExecutor { total: u32, per_executor: u32 },
+    #[error("--supervise needs --deploy-mode cluster: a driver beside submit ends with submit")]
+    SuperviseClientMode,
     #[error("the application's {field} is longer than {maximum} bytes")]
     TooLong { field: &'static str, maximum: usize },
 }
@@ -90,6 +95,9 @@ impl ApplicationSpec {
     }
 
     pub fn validate(&self) -> Result<(), InvalidSpec> {
+        if self.supervise && self.deploy_mode == DeployMode::Client {
+            return Err(InvalidSpec::SuperviseClientMode);
+        }
         if self.executor.cores == 0 {
             return Err(InvalidSpec::NoExecutorCores);
         }
@@ -285,6 +293,7 @@ mod tests {
             driver: Resources::new(0, 512),
             executor: Resources::new(1, 1024),
             executors: ExecutorCount::Exactly(2),
+            supervise: false,
         }
     }
 

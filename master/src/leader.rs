@@ -223,6 +223,7 @@ mod tests {
             driver: Resources::new(0, 512),
             executor: Resources::new(1, 1024),
             executors: ExecutorCount::Exactly(1),
+            supervise: false,
         };
         let submit = Command::SubmitApplication { spec, token: Secret::new("t"), at_ms: NOW_MS };
         match apply(&mut state, 2, submit) {

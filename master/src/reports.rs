@@ -110,6 +110,7 @@ mod tests {
             driver: Resources::new(0, 512),
             executor: Resources::new(1, 1024),
             executors: ExecutorCount::Exactly(1),
+            supervise: false,
         };
         let Outcome::Submitted { id } =
             apply(&mut state, 2, Command::SubmitApplication { spec, token: Secret::new("t"), at_ms: 2 })

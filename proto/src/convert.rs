@@ -155,6 +155,7 @@ pub fn application_spec(wire: Option<v1::ApplicationSpec>) -> Result<Application
         resource: wire.resource,
         artifact: wire.artifact,
         conf: wire.conf,
+        supervise: wire.supervise,
     };
     if spec.deploy_mode == DeployMode::Cluster {
         sha256(&spec.artifact)?;
@@ -180,6 +181,7 @@ impl From<&ApplicationSpec> for v1::ApplicationSpec {
                 ExecutorCount::Exactly(n) => Executors::ExecutorCount(n),
                 ExecutorCount::TotalCores(n) => Executors::TotalExecutorCores(n),
             }),
+            supervise: spec.supervise,
         }
     }
 }
@@ -200,6 +202,7 @@ mod tests {
             driver: Resources::new(0, 512),
             executor: Resources::new(1, 1024),
             executors: ExecutorCount::TotalCores(2),
+            supervise: false,
         })
     }
 

@@ -2,6 +2,7 @@
 
 pub mod channel;
 pub mod convert;
+pub mod masters;
 
 /// Generated from `proto/firesteel/v1/*.proto`.
 pub mod v1 {

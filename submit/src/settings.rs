@@ -295,6 +295,7 @@ pub fn resolve(
         driver: Resources::new(driver_cores, driver_memory.mib()),
         executor: Resources::new(executor_cores, executor_memory.mib()),
         executors,
+        supervise: false,
     };
     spec.validate().map_err(Failure::usage)?;
     Ok(Settings {

@@ -41,6 +41,7 @@ pub fn report<'a>(processes: impl Iterator<Item = &'a Process>, usage: Sample) -
         processes: processes.map(process_report).collect(),
         cpu_percent: usage.cpu_percent,
         memory_used_mib: usage.memory_used_mib,
+        sequence: 0,
     }
 }
 
@@ -68,8 +69,10 @@ mod tests {
                 spec: None,
                 conf: [("k".to_owned(), "v".to_owned())].into(),
                 grant_index: 9,
+                ..Default::default()
             }],
             heartbeat_ms: 0,
+            ..Default::default()
         }
     }
 

@@ -50,6 +50,7 @@ fn spec(random: &mut Random) -> ApplicationSpec {
             0 => ExecutorCount::Exactly(1 + random.below(6) as u32),
             _ => ExecutorCount::TotalCores(cores * (1 + random.below(4) as u32)),
         },
+        supervise: false,
     }
 }
 

@@ -268,6 +268,8 @@ async fn tell(
                 epoch: now.epoch.0,
                 processes: processes.iter().map(launch).collect(),
                 heartbeat_ms: u32::try_from(heartbeat.as_millis()).unwrap_or(u32::MAX),
+                heard: 0,
+                lease_ms: 0,
             };
             last = Some((now.epoch, processes));
             sender.send(Ok(assignment)).await.map_err(gone)?;
@@ -289,6 +291,8 @@ fn launch(launch: &Launch) -> v1::Launch {
             .then(|| v1::ApplicationSpec::from(&*launch.spec)),
         conf: launch.spec.conf.clone(),
         grant_index: launch.grant_index,
+        incarnation: 0,
+        ends_with_lease: false,
     }
 }
 

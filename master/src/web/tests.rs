@@ -78,6 +78,7 @@ impl Cluster {
             driver: Resources::new(0, 512),
             executor: Resources::new(1, 1024),
             executors: ExecutorCount::Exactly(executors),
+            supervise: false,
         };
         let token = Secret::new(TOKEN);
         match self.apply(Command::SubmitApplication { spec, token, at_ms: self.now_ms }) {

@@ -109,7 +109,7 @@ impl Master {
     }
 
     pub async fn submit(&self, spec: v1::ApplicationSpec) -> Result<v1::SubmitApplicationResponse, Status> {
-        let request = v1::SubmitApplicationRequest { spec: Some(spec) };
+        let request = v1::SubmitApplicationRequest { spec: Some(spec), ..Default::default() };
         Ok(self.client().await.submit_application(request).await?.into_inner())
     }
 
@@ -235,6 +235,7 @@ pub fn client_spec(executors: u32) -> v1::ApplicationSpec {
         driver: Some(v1::Resources { cores: 0, memory_mib: 512 }),
         executor: Some(v1::Resources { cores: 1, memory_mib: 1024 }),
         executors: Some(v1::application_spec::Executors::ExecutorCount(executors)),
+        supervise: false,
     }
 }
 
@@ -281,7 +282,7 @@ impl Reports {
     }
 
     async fn send(&self, processes: Vec<v1::ProcessReport>) -> bool {
-        let report = v1::WorkerReport { processes, cpu_percent: 12.5, memory_used_mib: 100 };
+        let report = v1::WorkerReport { processes, cpu_percent: 12.5, memory_used_mib: 100, sequence: 0 };
         let kind = Some(v1::worker_message::Kind::Report(report));
         self.0.send(v1::WorkerMessage { kind }).await.is_ok()
     }

@@ -114,6 +114,7 @@ mod tests {
                 deploy_mode: DeployMode::Cluster.into(),
                 executor: Some(Resources::new(2, 1024).into()),
                 executors: Some(Executors::TotalExecutorCores(5)),
+                supervise: false,
                 ..Default::default()
             }),
             state: ApplicationState::Failed.into(),

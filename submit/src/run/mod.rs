@@ -96,7 +96,7 @@ async fn submit(
 ) -> Result<SubmitApplicationResponse, Failure> {
     let mut spec = run.settings.spec.clone();
     spec.artifact = artifact;
-    let request = SubmitApplicationRequest { spec: Some((&spec).into()) };
+    let request = SubmitApplicationRequest { spec: Some((&spec).into()), ..Default::default() };
     match client.submit_application(request).await {
         Ok(answer) => Ok(answer.into_inner()),
         Err(status) => Err(Failure::from_status(&status, &format!("submit {}", run.script.resource))),

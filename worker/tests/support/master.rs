@@ -103,7 +103,12 @@ impl Master {
     pub async fn start() -> Self {
         let mut master = Self {
             port: 0,
-            desired: watch::Sender::new(v1::Assignment { epoch: 1, processes: vec![], heartbeat_ms: 100 }),
+            desired: watch::Sender::new(v1::Assignment {
+                epoch: 1,
+                processes: vec![],
+                heartbeat_ms: 100,
+                ..Default::default()
+            }),
             heard: Arc::new(watch::Sender::new(Heard::default())),
             refusal: Arc::default(),
             artifacts: Arc::default(),
@@ -150,7 +155,12 @@ impl Master {
     }
 
     pub fn assign_in_epoch(&self, epoch: u64, launches: Vec<v1::Launch>) {
-        self.desired.send_replace(v1::Assignment { epoch, processes: launches, heartbeat_ms: 100 });
+        self.desired.send_replace(v1::Assignment {
+            epoch,
+            processes: launches,
+            heartbeat_ms: 100,
+            ..Default::default()
+        });
     }
 
     pub fn refuse(&self, status: Status) {
@@ -195,6 +205,7 @@ pub fn executor(number: u32, mode: &str) -> v1::Launch {
         spec: None,
         conf: [("mode".to_owned(), mode.to_owned())].into(),
         grant_index: 1,
+        ..Default::default()
     }
 }
 
@@ -210,6 +221,7 @@ pub fn driver(attempt: u32, mode: &str, artifact: &str) -> v1::Launch {
         driver: Some(v1::Resources { cores: 0, memory_mib: 512 }),
         executor: Some(v1::Resources { cores: 1, memory_mib: 512 }),
         executors: Some(v1::application_spec::Executors::ExecutorCount(1)),
+        supervise: false,
     };
     let process = v1::ProcessId { application_id: "app-1".into(), name: format!("driver-{attempt}") };
     v1::Launch { process: Some(process), spec: Some(spec), ..executor(0, mode) }

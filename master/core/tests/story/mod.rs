@@ -267,5 +267,6 @@ fn spec(name: &str, mode: &str, rest: &[&str]) -> ApplicationSpec {
             Some(total) => ExecutorCount::TotalCores(total.parse().expect("cores")),
             None => ExecutorCount::Exactly(option(rest, "n").map_or(2, |n| n.parse().expect("a count"))),
         },
+        supervise: false,
     }
 }
