@@ -28,6 +28,8 @@ pub enum ArtifactError {
     TooLarge,
     #[error("the script is empty")]
     Empty,
+    #[error("the artifact does not have its hash: {expected} named, {got} received")]
+    Hash { expected: String, got: String },
     #[error("the artifact store {}: {source}", dir.display())]
     Io { dir: PathBuf, source: io::Error },
 }
@@ -144,23 +146,40 @@ impl Upload {
         self.file.write_all(data).await.map_err(|e| self.store.failed(e))
     }
 
+    /// As [`Upload::finish`], for one whose hash is known: what has another is thrown away.
+    pub async fn finish_as(mut self, expected: &str) -> Result<(), ArtifactError> {
+        let got = hex(&std::mem::take(&mut self.hash));
+        match got == expected {
+            true => self.store_as(got).await,
+            false => Err(ArtifactError::Hash { expected: expected.to_owned(), got }),
+        }
+    }
+
     /// Makes it durable under its hash; answers the hash (lower-case hex) and the size in bytes.
     pub async fn finish(mut self) -> Result<(String, u64), ArtifactError> {
         if self.bytes == 0 {
             return Err(ArtifactError::Empty);
         }
+        let (sha256, bytes) = (hex(&std::mem::take(&mut self.hash)), self.bytes);
+        self.store_as(sha256.clone()).await?;
+        Ok((sha256, bytes))
+    }
+
+    async fn store_as(mut self, sha256: String) -> Result<(), ArtifactError> {
         let failed = |e| self.store.failed(e);
         self.file.flush().await.map_err(failed)?;
         self.file.sync_all().await.map_err(failed)?;
-        let sha256: String = self.hash.finalize_reset().iter().map(|byte| format!("{byte:02x}")).collect();
         if let Some(temporary) = &self.temporary.0 {
             // Also over an equal file that is there already: its age starts anew, so that no sweep takes it now.
             fs::rename(temporary, self.store.path(&sha256)).await.map_err(failed)?;
         }
         self.temporary.0 = None;
-        File::open(&*self.store.dir).await.map_err(failed)?.sync_all().await.map_err(failed)?;
-        Ok((sha256, self.bytes))
+        File::open(&*self.store.dir).await.map_err(failed)?.sync_all().await.map_err(failed)
     }
+}
+
+fn hex(hash: &Sha256) -> String {
+    hash.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! What every service of this master works on.
 
 use crate::artifacts::Artifacts;
-use crate::consensus::{Consensus, ProposeError, Published};
+use crate::consensus::{Consensus, MembersView, MembershipStep, ProposeError, Published};
+use crate::peers::addresses::AddressBook;
 use crate::soft::Soft;
 use crate::web::application_path;
 use crate::worker_channels::WorkerChannels;
@@ -9,6 +10,7 @@ use firesteel_common::{ApplicationId, MasterUrl};
 use firesteel_master_core::{
     Application, ClusterState, Command, Explanation, FindError, Outcome, Rejection, waiting,
 };
+use firesteel_proto::{masters::not_leader_status, v1};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -40,6 +42,14 @@ impl Default for Timing {
     }
 }
 
+impl Timing {
+    /// What a worker may take for granted after a report that the leader has heard. Shorter than the time after which the
+    /// leader gives the worker up, by more than two leaders can overlap.
+    pub fn lease(&self) -> Duration {
+        self.worker_timeout * 2 / 3
+    }
+}
+
 /// Why applications wait, by application.
 pub type Explanations = BTreeMap<ApplicationId, Explanation>;
 
@@ -49,39 +59,33 @@ pub struct Cluster {
     inner: Arc<Inner>,
 }
 
+/// What a [`Cluster`] is made from.
+pub struct Parts {
+    pub consensus: Consensus,
+    pub addresses: AddressBook,
+    pub artifacts: Artifacts,
+    pub timing: Timing,
+    pub master_url: MasterUrl,
+    /// The web page's base without a slash at its end: `http://HOST:PORT`.
+    pub ui_url: String,
+    /// When it is cancelled, every stream ends.
+    pub stopping: CancellationToken,
+}
+
 struct Inner {
-    consensus: Consensus,
+    parts: Parts,
     soft: Soft,
-    artifacts: Artifacts,
     worker_channels: WorkerChannels,
-    timing: Timing,
-    master_url: MasterUrl,
-    ui_url: String,
-    stopping: CancellationToken,
     /// The explanations of one state: many watchers ask for the same.
     explained: Mutex<Option<(Arc<ClusterState>, Arc<Explanations>)>>,
 }
 
 impl Cluster {
-    /// `ui_url` is the web page's base without a slash at its end: `http://HOST:PORT`. When `stopping` is cancelled,
-    /// every stream ends.
-    pub fn new(
-        consensus: Consensus,
-        artifacts: Artifacts,
-        timing: Timing,
-        master_url: MasterUrl,
-        ui_url: String,
-        stopping: CancellationToken,
-    ) -> Self {
+    pub fn new(parts: Parts) -> Self {
         let inner = Inner {
-            consensus,
+            parts,
             soft: Soft::new(),
-            artifacts,
             worker_channels: WorkerChannels::default(),
-            timing,
-            master_url,
-            ui_url,
-            stopping,
             explained: Mutex::new(None),
         };
         Self { inner: Arc::new(inner) }
@@ -89,7 +93,7 @@ impl Cluster {
 
     /// The newest state, and notice of every change.
     pub fn published(&self) -> watch::Receiver<Published> {
-        self.inner.consensus.state()
+        self.inner.parts.consensus.state()
     }
 
     pub fn state(&self) -> Arc<ClusterState> {
@@ -101,7 +105,7 @@ impl Cluster {
     }
 
     pub fn artifacts(&self) -> &Artifacts {
-        &self.inner.artifacts
+        &self.inner.parts.artifacts
     }
 
     pub fn worker_channels(&self) -> &WorkerChannels {
@@ -109,34 +113,117 @@ impl Cluster {
     }
 
     pub fn timing(&self) -> Timing {
-        self.inner.timing
+        self.inner.parts.timing
     }
 
     pub fn master_url(&self) -> &MasterUrl {
-        &self.inner.master_url
+        &self.inner.parts.master_url
     }
 
     pub fn ui_url(&self) -> &str {
-        &self.inner.ui_url
+        &self.inner.parts.ui_url
     }
 
     /// The application's page.
     pub fn application_url(&self, id: &ApplicationId) -> String {
-        format!("{}{}", self.inner.ui_url, application_path(id))
+        format!("{}{}", self.inner.parts.ui_url, application_path(id))
     }
 
     pub fn stopping(&self) -> &CancellationToken {
-        &self.inner.stopping
+        &self.inner.parts.stopping
+    }
+
+    pub fn cluster_id(&self) -> &str {
+        &self.inner.parts.consensus.identity().cluster_id
+    }
+
+    /// This master's own Raft id.
+    pub fn member_id(&self) -> u64 {
+        self.inner.parts.consensus.identity().raft_id
+    }
+
+    /// Where the masters are.
+    pub fn addresses(&self) -> &AddressBook {
+        &self.inner.parts.addresses
+    }
+
+    /// How the members stand, as this one sees it.
+    pub fn members(&self) -> watch::Receiver<Arc<MembersView>> {
+        self.inner.parts.consensus.members()
+    }
+
+    /// Whether this master leads; only then do its answers about soft state and its orders mean anything.
+    pub fn must_lead(&self) -> Result<(), Status> {
+        self.leads(&self.published().borrow())
+    }
+
+    /// As [`Cluster::must_lead`], for a state at hand.
+    pub fn leads(&self, published: &Published) -> Result<(), Status> {
+        if published.leader { Ok(()) } else { Err(self.not_leader_in(published)) }
+    }
+
+    /// Waits until the published state has everything that was acknowledged to anybody before.
+    ///
+    /// # Errors
+    /// This master does not lead, or cannot make sure that it still does.
+    pub async fn read_barrier(&self) -> Result<(), Status> {
+        self.inner.parts.consensus.read_barrier().await.map_err(|e| self.propose_status(e))
+    }
+
+    pub async fn change_membership(&self, steps: Vec<MembershipStep>) -> Result<(), ProposeError> {
+        self.inner.parts.consensus.change_membership(steps).await
+    }
+
+    pub async fn transfer_leadership(&self, to: Option<u64>) -> Result<(), Status> {
+        self.inner.parts.consensus.transfer_leadership(to).await.map_err(|e| self.propose_status(e))
+    }
+
+    /// Writes a snapshot; the log index up to which it goes.
+    pub async fn snapshot_now(&self) -> Result<u64, Status> {
+        let position = self.inner.parts.consensus.snapshot_now().await.map_err(|e| self.propose_status(e))?;
+        Ok(position.index)
+    }
+
+    /// Who leads, for callers that came to the wrong master.
+    pub fn hint(&self, published: &Published) -> v1::NotLeader {
+        let book = self.addresses().all();
+        let client = |id: &u64| book.get(id).map(|a| a.client.clone()).unwrap_or_default();
+        v1::NotLeader {
+            leader: published.leader_id.as_ref().map(client).unwrap_or_default(),
+            term: published.epoch.0,
+            masters: book.keys().map(client).filter(|address| !address.is_empty()).collect(),
+        }
+    }
+
+    pub fn not_leader(&self) -> Status {
+        self.not_leader_in(&self.published().borrow())
+    }
+
+    fn not_leader_in(&self, published: &Published) -> Status {
+        let hint = self.hint(published);
+        let (message, way_out) = match hint.leader.as_str() {
+            "" => ("the cluster has no leader now".to_owned(), "try again: an election takes seconds, if more than half of the masters are up"),
+            leader => (format!("this master does not lead the cluster, {leader} does"), "try again, or another master"),
+        };
+        not_leader_status(&format!("{message}\nhint: {way_out}"), &hint)
+    }
+
+    /// As [`propose_status`], with a hint to the leader where another master leads.
+    pub fn propose_status(&self, error: ProposeError) -> Status {
+        match error {
+            ProposeError::NotLeader { .. } => self.not_leader(),
+            other => propose_status(&other),
+        }
     }
 
     /// Proposes commands and waits until they are applied here; see [`Consensus::propose`].
     pub async fn propose(&self, commands: Vec<Command>) -> Result<Vec<(u64, Outcome)>, ProposeError> {
-        self.inner.consensus.propose(commands).await
+        self.inner.parts.consensus.propose(commands).await
     }
 
     /// Proposes one command for a caller who wants to know what became of it.
     pub async fn change(&self, command: Command) -> Result<Result<Outcome, Rejection>, Status> {
-        let outcomes = self.propose(vec![command]).await.map_err(propose_status)?;
+        let outcomes = self.propose(vec![command]).await.map_err(|e| self.propose_status(e))?;
         match outcomes.into_iter().next() {
             Some((_, Outcome::Rejected(why))) => Ok(Err(why)),
             Some((_, outcome)) => Ok(Ok(outcome)),
@@ -192,8 +279,8 @@ pub fn authorised<'a>(
     })
 }
 
-pub fn propose_status(error: ProposeError) -> Status {
-    match &error {
+pub fn propose_status(error: &ProposeError) -> Status {
+    match error {
         ProposeError::TooLarge { .. } => Status::invalid_argument(error.to_string()),
         ProposeError::NotEncodable(_) => Status::internal(error.to_string()),
         ProposeError::Busy => Status::resource_exhausted(error.to_string()),
@@ -204,24 +291,18 @@ pub fn propose_status(error: ProposeError) -> Status {
 pub fn rejected(why: &Rejection) -> Status {
     match why {
         Rejection::InvalidSpec(_) => Status::invalid_argument(why.to_string()),
+        Rejection::KeyReused { .. } => status(
+            Code::AlreadyExists,
+            why,
+            "give another submission another --idempotency-key",
+        ),
+        Rejection::SubmissionTooOld => status(Code::OutOfRange, why, "submit list shows what has run"),
         Rejection::QueueFull(_) => {
             status(Code::ResourceExhausted, why, "wait until some have ended, or kill some")
         }
-        Rejection::NoSuchApplication(_) | Rejection::NoSuchProcess(_) | Rejection::NoSuchWorker(_) => {
+        Rejection::NoSuchApplication(_) | Rejection::NoSuchProcess(_) | Rejection::NoSuchWorker(_) | Rejection::NoSuchMember(_) => {
             Status::not_found(why.to_string())
         }
         _ => Status::failed_precondition(why.to_string()),
     }
-}
-
-/// Whether this master leads; only then do its answers about soft state and its orders mean anything.
-pub fn must_lead(published: &Published) -> Result<(), Status> {
-    if published.leader {
-        return Ok(());
-    }
-    Err(status(
-        Code::Unavailable,
-        "this master does not lead the cluster (now)",
-        "try again, or another master",
-    ))
 }

@@ -1,8 +1,9 @@
 //! From flags, a properties file and the environment to a checked configuration; no port is bound before it stands.
 
 use crate::cluster::Timing;
+use crate::formation::Plan;
 use clap::Parser;
-use firesteel_common::DEFAULT_MASTER_PORT;
+use firesteel_common::{DEFAULT_MASTER_PORT, MasterUrl};
 use firesteel_proto::channel;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,10 @@ use std::time::Duration;
 
 /// The port of the web page.
 pub const DEFAULT_WEBUI_PORT: u16 = 8080;
+/// The port on which masters talk to each other.
+pub const DEFAULT_RAFT_PORT: u16 = 7078;
+/// More masters only make every write wait for more of them.
+const MAX_FOUNDERS: u32 = 7;
 const PREFIX: &str = "firesteel.master.";
 
 /// A Firesteel master: queues applications, places their drivers and executors on workers, shows them on a web page.
@@ -25,6 +30,25 @@ pub struct Flags {
     /// The port for submit, workers and drivers; 0 = any free port [default: 7077] [env: FIRESTEEL_MASTER_PORT]
     #[arg(short, long, value_name = "PORT")]
     pub port: Option<String>,
+    /// The port for other masters; 0 = any free port [default: 7078] [env: FIRESTEEL_MASTER_RAFT_PORT]
+    #[arg(long, value_name = "PORT")]
+    pub raft_port: Option<String>,
+    /// Other masters (their ports for masters): join their cluster, or with --bootstrap-expect found one with them.
+    /// Only an empty data directory looks at it [env: FIRESTEEL_MASTER_JOIN]
+    #[arg(long, value_name = "HOST[:PORT],…")]
+    pub join: Option<String>,
+    /// Found a cluster together with the masters of --join, as soon as so many (this one among them) are up: 3 survive the
+    /// loss of one, 5 of two [env: FIRESTEEL_MASTER_BOOTSTRAP_EXPECT]
+    #[arg(long, value_name = "N")]
+    pub bootstrap_expect: Option<String>,
+    /// Join as a member that receives everything and serves pages but never votes or leads
+    #[arg(long, requires = "join", conflicts_with = "bootstrap_expect")]
+    pub non_voter: bool,
+    /// Disaster recovery, when more than half of the masters are lost for good: make this one, with what it knows, the only
+    /// master of a new cluster. What only the lost ones knew is lost. Stop all other masters first and give them empty data
+    /// directories before they join again
+    #[arg(long, conflicts_with_all = ["join", "bootstrap_expect", "non_voter"])]
+    pub force_new_cluster: bool,
     /// The port of the web page; 0 = any free port [default: 8080] [env: FIRESTEEL_MASTER_WEBUI_PORT]
     #[arg(long, value_name = "PORT")]
     pub webui_port: Option<String>,
@@ -67,6 +91,11 @@ pub struct Config {
     /// 0 = any free port.
     pub port: u16,
     /// 0 = any free port.
+    pub raft_port: u16,
+    /// How an empty data directory finds its cluster.
+    pub plan: Plan,
+    pub force_new_cluster: bool,
+    /// 0 = any free port.
     pub webui_port: u16,
     pub data_dir: PathBuf,
     pub timing: Timing,
@@ -90,6 +119,8 @@ pub enum ConfigError {
          could run programs on the workers\nhint: use --host 127.0.0.1, or --insecure-bind on a network that you trust"
     )]
     OpenToTheNetwork { host: String },
+    #[error("--bootstrap-expect {expect} needs --join with the {} other masters (this one may be named, too), {given} are given", expect - 1)]
+    Founders { expect: u32, given: usize },
     #[error("there is no home directory for the master's state\nhint: give --data-dir")]
     NoHome,
 }
@@ -97,6 +128,9 @@ pub enum ConfigError {
 const PROPERTIES: &[&str] = &[
     "host",
     "port",
+    "raft-port",
+    "join",
+    "bootstrap-expect",
     "webui-port",
     "data-dir",
     "worker-timeout-ms",
@@ -216,7 +250,38 @@ pub fn resolve(flags: Flags, environment: impl Fn(&str) -> Option<String>) -> Re
             }
         },
     };
+    let join = match pick("join", flags.join, &["FIRESTEEL_MASTER_JOIN"]) {
+        None => Vec::new(),
+        Some(setting) => {
+            let addresses: Option<Vec<String>> = setting.value.split(',').map(|a| raft_address(a.trim())).collect();
+            addresses.ok_or(ConfigError::Invalid {
+                origin: setting.origin,
+                value: setting.value,
+                expected: "a list of HOST or HOST:PORT, separated by commas",
+            })?
+        }
+    };
+    let expect = match pick("bootstrap-expect", flags.bootstrap_expect, &["FIRESTEEL_MASTER_BOOTSTRAP_EXPECT"]) {
+        None => 0,
+        Some(setting) => {
+            let (origin, value) = (setting.origin.clone(), setting.value.clone());
+            let expected = "a number of masters, 1 to 7";
+            match setting.parse::<u32>(expected)? {
+                // Alone, as without the flag.
+                1 => 0,
+                n if n > 1 && n <= MAX_FOUNDERS => n,
+                _ => return Err(ConfigError::Invalid { origin, value, expected }),
+            }
+        }
+    };
+    // Others than exactly the founders in the list could make two clusters of one.
+    if expect > 0 && !(expect as usize - 1..=expect as usize).contains(&join.len()) {
+        return Err(ConfigError::Founders { expect, given: join.len() });
+    }
     Ok(Config {
+        raft_port: port("raft-port", flags.raft_port, "FIRESTEEL_MASTER_RAFT_PORT", DEFAULT_RAFT_PORT)?,
+        plan: Plan { join, expect, non_voter: flags.non_voter },
+        force_new_cluster: flags.force_new_cluster,
         port: port("port", flags.port, "FIRESTEEL_MASTER_PORT", DEFAULT_MASTER_PORT)?,
         webui_port: port("webui-port", flags.webui_port, "FIRESTEEL_MASTER_WEBUI_PORT", DEFAULT_WEBUI_PORT)?,
         host,
@@ -226,6 +291,17 @@ pub fn resolve(flags: Flags, environment: impl Fn(&str) -> Option<String>) -> Re
         log_level,
         log_format,
     })
+}
+
+/// `HOST:PORT`, with the default port for masters where none is given.
+fn raft_address(text: &str) -> Option<String> {
+    let url = match text.rsplit_once(':') {
+        // An IPv6 address in brackets without a port ends with its bracket.
+        Some((_, port)) if !port.ends_with(']') => format!("firesteel://{text}"),
+        _ => format!("firesteel://{text}:{DEFAULT_RAFT_PORT}"),
+    };
+    let url: MasterUrl = url.parse().ok()?;
+    url.authorities().next().filter(|_| url.addresses().len() == 1)
 }
 
 fn default_data_dir(environment: &impl Fn(&str) -> Option<String>) -> Option<PathBuf> {
@@ -320,6 +396,22 @@ mod tests {
         assert!(error(&["--properties-file", path], &[]).contains("known are host, port"));
         std::fs::write(file.path(), "\nfiresteel.master.port\n").unwrap();
         assert!(error(&["--properties-file", path], &[]).contains(":2: expected"));
+    }
+
+    #[test]
+    fn founders_are_counted_and_addresses_completed() {
+        let three = ["--bootstrap-expect", "3", "--join"];
+        let plan = |join: &str| parse(&[&three[..], &[join]].concat(), &[]).map(|c| c.plan);
+        let joined = plan("h1, h2:9000").unwrap().join;
+        assert_eq!(joined, ["h1:7078", "h2:9000"]);
+        assert_eq!(plan("h1,h2,[::1]").unwrap().join[2], "[::1]:7078");
+        assert!(plan("h1").unwrap_err().to_string().contains("the 2 other masters"));
+        assert!(plan("h1,h2,h3,h4").is_err());
+        assert!(plan("h1,/x").unwrap_err().to_string().contains("HOST:PORT"));
+        assert!(parse(&["--bootstrap-expect", "9"], &[]).unwrap_err().to_string().contains("1 to 7"));
+        assert_eq!(parse(&["--bootstrap-expect", "1"], &[]).unwrap().plan, Plan::default());
+        let lone = parse(&["--join", "h1"], &[]).unwrap().plan;
+        assert_eq!((lone.join.len(), lone.expect), (1, 0));
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! Puts the parts together: state, ports, services, and an orderly end.
 
 use crate::artifacts::{ArtifactError, Artifacts};
-use crate::cluster::{Cluster, now_ms};
+use crate::cluster::{Cluster, Parts, now_ms};
 use crate::config::Config;
-use crate::consensus::{Consensus, FatalError, OpenError};
+use crate::consensus::{Bootstrap, Consensus, FatalError, OpenError, Settings, SnapshotPolicy, Storage, TICK};
+use crate::formation::{self, Beginning, FormationError};
+use crate::peers::addresses::{AddressBook, AddressFile, Addresses};
+use crate::peers::network::Network;
+use crate::peers::service::{Presence, Running};
 use crate::web::{AllowedHosts, WebContext};
-use crate::{leader, services, web};
+use crate::{leader, membership, peers, services, web};
 use firesteel_common::MasterUrl;
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -17,6 +21,8 @@ use tokio_util::sync::CancellationToken;
 
 /// What is still open after this is cut off.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// A leader that is told to stop hands over first; without a taker for so long, it stops anyway.
+const HAND_OVER_LIMIT: Duration = Duration::from_secs(2);
 
 /// Why a master could not start, or could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +31,10 @@ pub enum DaemonError {
     Bind { what: &'static str, address: String, reason: String, hint: &'static str },
     #[error(transparent)]
     Open(#[from] OpenError),
+    #[error(transparent)]
+    Formation(#[from] FormationError),
+    #[error("{} belongs to no cluster yet: there is nothing to recover\nhint: start it without --force-new-cluster", .0.display())]
+    NothingToForce(PathBuf),
     #[error(transparent)]
     Artifacts(#[from] ArtifactError),
     #[error("cannot write the ready file {}: {source}", path.display())]
@@ -48,36 +58,104 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Binds the ports, opens the data directory, serves.
+    /// Binds the ports, opens the data directory, serves. With a new directory and others to found a cluster with, returns
+    /// only when they are all there.
     pub async fn start(config: &Config) -> Result<Self, DaemonError> {
         let started_ms = now_ms();
         let grpc = bind(&config.host, config.port, "--port").await?;
         let web_listener = bind(&config.host, config.webui_port, "--webui-port").await?;
+        let raft = bind(&config.host, config.raft_port, "--raft-port").await?;
         let (grpc_port, web_port) = (local_port(&grpc)?, local_port(&web_listener)?);
-        let (consensus, thread) = Consensus::open(&config.data_dir)?;
+        let host = advertised_host(&config.host);
+        let authority = |port| firesteel_proto::channel::authority(&host, port);
+        let own = Addresses {
+            raft: authority(local_port(&raft)?),
+            client: authority(grpc_port),
+            ui_url: format!("http://{}", authority(web_port)),
+        };
+        let ui_url = own.ui_url.clone();
+        let mut storage = Storage::open(&config.data_dir)?;
+        if config.force_new_cluster {
+            if storage.identity().map_err(OpenError::from)?.is_none() {
+                return Err(DaemonError::NothingToForce(config.data_dir.clone()));
+            }
+            let identity = storage.force_new_cluster()?;
+            tracing::warn!(cluster = identity.cluster_id, "this master is now the only one of a new cluster");
+        }
+        let stopping = CancellationToken::new();
+        let mut servers = tokio::task::JoinSet::new();
+        let identity = storage.identity().map_err(OpenError::from)?;
+        let raft_id = match &identity {
+            Some(identity) => identity.raft_id,
+            None => formation::pending_id(&config.data_dir)?,
+        };
+        let presence = Presence::new(raft_id, own.clone(), config.plan.expect);
+        let peers_router = presence.router();
+        let stop = stopping.clone();
+        servers.spawn(async move {
+            peers_router
+                .serve_with_incoming_shutdown(
+                    firesteel_proto::channel::incoming(raft),
+                    stop.cancelled_owned(),
+                )
+                .await
+                .map_err(|e| DaemonError::Server(e.to_string()))
+        });
+        let address_file = AddressFile::of(&config.data_dir);
+        let beginning = match identity {
+            Some(identity) => Beginning {
+                // A directory that has begun does not look at it.
+                bootstrap: Bootstrap::joining(identity.cluster_id.clone(), raft_id),
+                cluster_id: identity.cluster_id,
+                addresses: if config.force_new_cluster { Default::default() } else { address_file.read() },
+                founders: formation::read_founders(&config.data_dir),
+            },
+            None => {
+                let begun = formation::begin(&config.plan, &presence, |what| tracing::info!("{what}")).await?;
+                formation::write_founders(&config.data_dir, &begun.founders)?;
+                begun
+            }
+        };
+        let addresses = AddressBook::default();
+        addresses.learn(beginning.addresses);
+        addresses.learn([(raft_id, own.clone())]);
+        address_file.write(&addresses);
+        let (cluster_id, book) = (beginning.cluster_id, addresses.clone());
+        let (consensus, thread) = Consensus::open_storage(storage, beginning.bootstrap, |inbox| Settings {
+            transport: Network::new(cluster_id, raft_id, book, inbox),
+            tick: TICK,
+            snapshots: SnapshotPolicy::default(),
+        })?;
         let thread = tokio::spawn(thread.ended());
         let artifacts = Artifacts::open(&config.data_dir).await?;
-        let host = advertised_host(&config.host);
         let master_url = MasterUrl::new(host.clone(), grpc_port);
-        let ui_url = format!("http://{}", firesteel_proto::channel::authority(&host, web_port));
-        let stopping = CancellationToken::new();
-        let cluster = Cluster::new(
-            consensus.clone(),
+        let cluster = Cluster::new(Parts {
+            consensus: consensus.clone(),
+            addresses,
             artifacts,
-            config.timing,
-            master_url.clone(),
-            ui_url.clone(),
-            stopping.clone(),
-        );
+            timing: config.timing,
+            master_url: master_url.clone(),
+            ui_url: ui_url.clone(),
+            stopping: stopping.clone(),
+        });
+        presence.begin(Running {
+            cluster: cluster.clone(),
+            inbox: consensus.peer_inbox(),
+            founders: beginning.founders,
+        });
+        tokio::spawn(follow_addresses(cluster.clone(), address_file));
+        tokio::spawn(membership::announce(cluster.clone(), config.plan.non_voter));
+        tokio::spawn(membership::lead(cluster.clone(), config.force_new_cluster));
+        tokio::spawn(peers::artifacts::keep_complete(cluster.clone()));
         let pages = web::router(WebContext {
             published: cluster.published(),
+            members: cluster.members(),
             soft: cluster.soft().clone(),
             master_url,
             ui_url,
             hosts: AllowedHosts::new(&config.host, [host]),
             started_ms,
         });
-        let mut servers = tokio::task::JoinSet::new();
         let router = services::router(cluster.clone());
         let stop = stopping.clone();
         servers.spawn(async move {
@@ -119,6 +197,9 @@ impl Daemon {
                 Err(error) => Err(DaemonError::Server(error.to_string())),
             },
         };
+        if failure.is_ok() {
+            self.hand_over().await;
+        }
         self.stopping.cancel();
         let orderly = async {
             let _ = self.leader.await;
@@ -132,14 +213,54 @@ impl Daemon {
     }
 }
 
+impl Daemon {
+    /// So that the others need not first notice that the leader is gone.
+    async fn hand_over(&self) {
+        let alone = self.cluster.members().borrow().voters.len() < 2;
+        if alone || self.cluster.must_lead().is_err() {
+            return;
+        }
+        match tokio::time::timeout(HAND_OVER_LIMIT, self.cluster.transfer_leadership(None)).await {
+            Ok(Ok(())) => tracing::info!("another master leads now"),
+            Ok(Err(status)) => tracing::warn!(reason = status.message(), "no other master could take over"),
+            Err(_) => tracing::warn!("no other master has taken over in time"),
+        }
+    }
+}
+
+/// Keeps the address book, in memory and on disk, as the replicated state says.
+async fn follow_addresses(cluster: Cluster, file: AddressFile) {
+    let mut published = cluster.published();
+    loop {
+        let now = published.borrow_and_update().clone();
+        if cluster.addresses().follow(&now) {
+            file.write(cluster.addresses());
+        }
+        tokio::select! {
+            () = cluster.stopping().cancelled() => return,
+            changed = published.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
 /// The whole life of the process, until SIGTERM or SIGINT.
 pub async fn run(config: Config) -> Result<(), DaemonError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?;
-    let daemon = Daemon::start(&config).await?;
+    // A master that waits for others to found a cluster with can be told to stop, too.
+    let daemon = tokio::select! {
+        daemon = Daemon::start(&config) => daemon?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    let raft = daemon.cluster.addresses().get(daemon.cluster.member_id()).unwrap_or_default().raft;
+    let member = format!("{:x}", daemon.cluster.member_id());
     let (master, ui) = (daemon.cluster.master_url().to_string(), daemon.cluster.ui_url().to_owned());
     if let Some(path) = &config.ready_file {
-        write_ready_file(path, &master, &ui)?;
+        let ready = serde_json::json!({
+            "master": master, "ui": ui, "raft": raft, "member": member, "pid": std::process::id(),
+        });
+        write_ready_file(path, &ready.to_string())?;
     }
     // Whoever started us may have closed standard output: that is no reason to stop.
     let _ = writeln!(io::stdout(), "master {master} ready, web UI {ui}");
@@ -155,11 +276,18 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
 }
 
 async fn bind(host: &str, port: u16, flag: &'static str) -> Result<TcpListener, DaemonError> {
-    let what = if flag == "--port" { "gRPC" } else { "web UI" };
+    let what = match flag {
+        "--port" => "gRPC",
+        "--raft-port" => "other masters",
+        _ => "web UI",
+    };
     TcpListener::bind((host, port)).await.map_err(|error| {
         let hint = match (error.kind(), flag) {
             (io::ErrorKind::AddrInUse, "--port") => {
                 "another program has this port, perhaps another master: give --port another one, or 0 for any"
+            }
+            (io::ErrorKind::AddrInUse, "--raft-port") => {
+                "another program has this port, perhaps another master: give --raft-port another one, or 0 for any"
             }
             (io::ErrorKind::AddrInUse, _) => {
                 "another program has this port: give --webui-port another one, or 0 for any"
@@ -192,12 +320,11 @@ fn advertised_host(host: &str) -> String {
 }
 
 /// Written whole or not at all: a script may be reading it.
-fn write_ready_file(path: &Path, master: &str, ui: &str) -> Result<(), DaemonError> {
+fn write_ready_file(path: &Path, text: &str) -> Result<(), DaemonError> {
     let failed = |source| DaemonError::ReadyFile { path: path.to_owned(), source };
-    let text = serde_json::json!({ "master": master, "ui": ui, "pid": std::process::id() }).to_string();
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{}", std::process::id()));
     let temporary = PathBuf::from(temporary);
-    std::fs::write(&temporary, text + "\n").map_err(failed)?;
+    std::fs::write(&temporary, format!("{text}\n")).map_err(failed)?;
     std::fs::rename(&temporary, path).map_err(failed)
 }

@@ -11,20 +11,30 @@ use tokio::time::sleep_until;
 
 /// After a plan of which nothing was accepted (a fault of ours), so that it does not spin.
 const PAUSE: Duration = Duration::from_secs(1);
+/// While it leads, a leader looks at least so often; one that is late by more has been stopped or starved, and silence that it
+/// could not have heard proves nothing.
+const LOOK: Duration = Duration::from_secs(1);
+const STALL: Duration = Duration::from_secs(2);
 
 /// Runs until the master stops. Acts only while this master leads.
 pub async fn run(cluster: Cluster) {
     let mut published = cluster.published();
     let mut leading_since: Option<Instant> = None;
     let mut seen: Option<Arc<ClusterState>> = None;
+    let mut last_look = Instant::now();
     loop {
         let now: Published = published.borrow_and_update().clone();
         if seen.as_ref().is_none_or(|old| !Arc::ptr_eq(old, &now.state)) {
             tidy(&cluster, seen.as_deref(), &now.state).await;
             seen = Some(now.state.clone());
         }
+        let stalled = last_look.elapsed() > LOOK + STALL;
+        last_look = Instant::now();
         let mut wake = None;
         if now.leader {
+            if stalled && leading_since.take().is_some() {
+                tracing::warn!("this master was held up: the workers' silence meanwhile does not count");
+            }
             let since = *leading_since.get_or_insert_with(|| {
                 tracing::info!(epoch = now.epoch.0, "this master leads");
                 Instant::now()
@@ -54,7 +64,8 @@ pub async fn run(cluster: Cluster) {
             () = cluster.soft().deadline_changed() => {}
             () = async {
                 match wake {
-                    Some(at) => sleep_until(at.into()).await,
+                    Some(at) => sleep_until(at.min(last_look + LOOK).into()).await,
+                    None if now.leader => sleep_until((last_look + LOOK).into()).await,
                     None => std::future::pending().await,
                 }
             } => {}

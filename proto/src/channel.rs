@@ -16,6 +16,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A peer that answers no ping for interval + timeout is gone, also when its machine vanished without a word.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between masters.
+const PEER_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+const PEER_KEEP_ALIVE: Duration = Duration::from_secs(1);
 
 /// Why a peer cannot be reached, in words for the person who gave its address.
 #[derive(Debug, thiserror::Error)]
@@ -60,10 +63,23 @@ fn endpoint(address: &str) -> Result<Endpoint, ConnectError> {
 
 /// Connects to `HOST:PORT` now, so that an unreachable peer is reported with its cause.
 pub async fn connect(address: &str) -> Result<Channel, ConnectError> {
-    endpoint(address)?.connect().await.map_err(|error| {
+    connect_endpoint(endpoint(address)?, address).await
+}
+
+async fn connect_endpoint(endpoint: Endpoint, address: &str) -> Result<Channel, ConnectError> {
+    endpoint.connect().await.map_err(|error| {
         let (reason, hint) = explain(&error);
         ConnectError::Unreachable { address: address.to_owned(), reason, hint }
     })
+}
+
+/// As [`connect`], for the traffic between masters: a member that is cut off must be noticed before the next election is over.
+pub async fn connect_peer(address: &str) -> Result<Channel, ConnectError> {
+    let endpoint = endpoint(address)?
+        .connect_timeout(PEER_CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(PEER_KEEP_ALIVE)
+        .keep_alive_timeout(PEER_KEEP_ALIVE);
+    connect_endpoint(endpoint, address).await
 }
 
 /// Connects to the first master of `url` that answers.

@@ -58,7 +58,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use watchdog::Watchdog;
 
 /// Raft's clock: a heartbeat every two ticks, an election after ten to twenty.
-const TICK: Duration = Duration::from_millis(100);
+pub const TICK: Duration = Duration::from_millis(100);
 /// An unfinished write older than this ends the process.
 const WRITE_LIMIT: Duration = Duration::from_secs(30);
 /// How long `main` has to end the process by itself after a stalled write was reported.

@@ -2,7 +2,8 @@
 
 use super::{Answers, gone, logs, stream};
 use crate::artifacts::ArtifactError;
-use crate::cluster::{Cluster, authorised, find, must_lead, now_ms, rejected, status};
+use crate::cluster::{Cluster, authorised, find, now_ms, rejected, status};
+use crate::peers::artifacts::{obtain, replicate};
 use crate::status::application_status;
 use firesteel_common::{ApplicationId, DeployMode, Secret};
 use firesteel_master_core::{Command, Outcome, Rejection};
@@ -34,6 +35,7 @@ impl v1::client_server::Client for ClientService {
         &self,
         request: Request<Streaming<v1::ArtifactChunk>>,
     ) -> Result<Response<v1::UploadArtifactResponse>, Status> {
+        self.cluster.must_lead()?;
         let mut chunks = request.into_inner();
         let mut upload = self.cluster.artifacts().upload().await.map_err(artifact_status)?;
         loop {
@@ -44,6 +46,7 @@ impl v1::client_server::Client for ClientService {
             upload.write(&chunk.data).await.map_err(artifact_status)?;
         }
         let (sha256, bytes) = upload.finish().await.map_err(artifact_status)?;
+        replicate(&self.cluster, &sha256).await?;
         Ok(Response::new(v1::UploadArtifactResponse { sha256, bytes }))
     }
 
@@ -51,9 +54,10 @@ impl v1::client_server::Client for ClientService {
         &self,
         request: Request<v1::SubmitApplicationRequest>,
     ) -> Result<Response<v1::SubmitApplicationResponse>, Status> {
-        let spec = convert::application_spec(request.into_inner().spec)?;
-        if spec.deploy_mode == DeployMode::Cluster && !self.cluster.artifacts().contains(&spec.artifact).await
-        {
+        self.cluster.must_lead()?;
+        let v1::SubmitApplicationRequest { spec, key, ticket } = request.into_inner();
+        let spec = convert::application_spec(spec)?;
+        if spec.deploy_mode == DeployMode::Cluster && !obtain(&self.cluster, &spec.artifact).await? {
             return Err(status(
                 Code::FailedPrecondition,
                 format!("the script {} has not been uploaded to this master", spec.artifact),
@@ -62,14 +66,18 @@ impl v1::client_server::Client for ClientService {
         }
         let token = new_token()?;
         tracing::debug!(name = spec.name, user = spec.user, "submission");
-        let command = Command::SubmitApplication { spec, token: token.clone(), at_ms: now_ms() };
+        let command = Command::SubmitApplication { spec, token, key, ticket, at_ms: now_ms() };
         match self.cluster.change(command).await? {
             Ok(Outcome::Submitted { id }) => {
                 tracing::info!(application = %id, "submitted");
+                // A repeated submission has the token of the first.
+                let state = self.cluster.state();
+                let token = state.application(&id).map(|app| app.token.expose().to_owned());
+                let token = token.ok_or_else(|| Status::internal("the submission is not in the state"))?;
                 Ok(Response::new(v1::SubmitApplicationResponse {
                     ui_url: self.cluster.application_url(&id),
                     application_id: id.to_string(),
-                    token: token.expose().to_owned(),
+                    token,
                 }))
             }
             Ok(_) => Err(Status::internal("the submission has no id")),
@@ -83,8 +91,8 @@ impl v1::client_server::Client for ClientService {
         &self,
         request: Request<v1::WatchApplicationRequest>,
     ) -> Result<Response<Self::WatchApplicationStream>, Status> {
+        self.cluster.read_barrier().await?;
         let published = self.cluster.published().borrow().clone();
-        must_lead(&published)?;
         let id = find(&published.state, &request.into_inner().application_id)?.id.clone();
         let cluster = self.cluster.clone();
         Ok(Response::new(stream(&self.cluster, |sender| watch(cluster, id, sender))))
@@ -94,6 +102,7 @@ impl v1::client_server::Client for ClientService {
         &self,
         _: Request<v1::ListApplicationsRequest>,
     ) -> Result<Response<v1::ListApplicationsResponse>, Status> {
+        self.cluster.read_barrier().await?;
         let state = self.cluster.state();
         let mut newest_first: Vec<_> = state.applications().collect();
         newest_first.sort_by_key(|app| std::cmp::Reverse(app.sequence));
@@ -112,6 +121,7 @@ impl v1::client_server::Client for ClientService {
         if request.user.len() > MAX_USER_BYTES {
             return Err(Status::invalid_argument("the user's name is longer than 256 bytes"));
         }
+        self.cluster.read_barrier().await?;
         let id = find(&self.cluster.state(), &request.application_id)?.id.clone();
         let command =
             Command::KillApplication { application: id.clone(), by: request.user.clone(), at_ms: now_ms() };
@@ -131,6 +141,7 @@ impl v1::client_server::Client for ClientService {
         let request = request.into_inner();
         let id = convert::application_id(&request.application_id)?;
         let end = convert::process_end(request.end.ok_or(convert::InvalidMessage::Missing("end"))?)?;
+        self.cluster.read_barrier().await?;
         let mode = authorised(&self.cluster.state(), &id, &request.token)?.spec.deploy_mode;
         if mode == DeployMode::Cluster {
             return Err(Status::failed_precondition(
@@ -156,6 +167,7 @@ impl v1::client_server::Client for ClientService {
         &self,
         request: Request<v1::ReadLogRequest>,
     ) -> Result<Response<Self::ReadLogStream>, Status> {
+        self.cluster.read_barrier().await?;
         let wanted = logs::Wanted::resolve(&self.cluster, request.into_inner())?;
         let cluster = self.cluster.clone();
         Ok(Response::new(stream(&self.cluster, |sender| logs::relay(cluster, wanted, sender))))
@@ -173,7 +185,7 @@ async fn watch(
     let mut last = None;
     loop {
         let now = published.borrow_and_update().clone();
-        must_lead(&now)?;
+        cluster.leads(&now)?;
         let app = now
             .state
             .application(&id)
@@ -214,13 +226,14 @@ fn new_token() -> Result<Secret, Status> {
     Ok(Secret::new(hex))
 }
 
-pub(super) fn artifact_status(error: ArtifactError) -> Status {
+pub fn artifact_status(error: ArtifactError) -> Status {
     match error {
         ArtifactError::TooLarge => status(
             Code::InvalidArgument,
             error,
             "put data into files that the script names, not into the script",
         ),
+        ArtifactError::Hash { .. } => Status::data_loss(error.to_string()),
         ArtifactError::Empty => Status::invalid_argument(error.to_string()),
         ArtifactError::Io { .. } => status(
             Code::Internal,

@@ -2,7 +2,7 @@
 
 use super::client::stopping;
 use super::{Answers, first_message, gone, stream};
-use crate::cluster::{Cluster, authorised, must_lead, now_ms, rejected};
+use crate::cluster::{Cluster, authorised, now_ms, rejected};
 use crate::status::driver_update;
 use firesteel_common::ApplicationId;
 use firesteel_master_core::{Command, Rejection};
@@ -39,8 +39,8 @@ impl v1::drivers_server::Drivers for DriversService {
             return Err(Status::invalid_argument("the first message of a driver must be hello"));
         };
         let id = convert::application_id(&hello.application_id)?;
+        self.cluster.read_barrier().await?;
         let published = self.cluster.published().borrow().clone();
-        must_lead(&published)?;
         authorised(&published.state, &id, &hello.token)?;
         let cluster = self.cluster.clone();
         Ok(Response::new(stream(&self.cluster, |sender| serve(cluster, id, inbound, sender))))
@@ -52,6 +52,7 @@ impl v1::drivers_server::Drivers for DriversService {
     ) -> Result<Response<v1::FinishResponse>, Status> {
         let request = request.into_inner();
         let id = convert::application_id(&request.application_id)?;
+        self.cluster.read_barrier().await?;
         authorised(&self.cluster.state(), &id, &request.token)?;
         // Before the end is committed: whoever sees the end sees the last picture, too.
         if let Some(progress) = request.progress {
@@ -152,7 +153,7 @@ async fn tell(
     let mut last = None;
     loop {
         let now = published.borrow_and_update().clone();
-        must_lead(&now)?;
+        cluster.leads(&now)?;
         let update = driver_update(cluster, &now.state, id);
         let stop = update.stop;
         if last.as_ref() != Some(&update) {

@@ -3,12 +3,16 @@
 mod client;
 mod drivers;
 mod logs;
+mod masters;
 mod workers;
+
+pub use client::artifact_status;
 
 use crate::cluster::Cluster;
 use firesteel_proto::{channel, v1};
 use std::future::Future;
 use std::time::Duration;
+use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Router;
@@ -29,6 +33,10 @@ pub fn router(cluster: Cluster) -> Router {
     channel::server()
         .add_service(
             v1::client_server::ClientServer::new(client::ClientService::new(cluster.clone()))
+                .max_decoding_message_size(MAX_REQUEST_BYTES),
+        )
+        .add_service(
+            v1::masters_server::MastersServer::new(masters::MastersService::new(cluster.clone()))
                 .max_decoding_message_size(MAX_REQUEST_BYTES),
         )
         .add_service(
@@ -62,6 +70,24 @@ where
         }
     });
     ReceiverStream::new(receiver)
+}
+
+/// A file in pieces.
+pub fn send_file(cluster: &Cluster, mut file: tokio::fs::File) -> Answers<v1::ArtifactChunk> {
+    stream(cluster, |sender| async move {
+        loop {
+            let mut data = Vec::with_capacity(channel::CHUNK_BYTES);
+            (&mut file)
+                .take(channel::CHUNK_BYTES as u64)
+                .read_to_end(&mut data)
+                .await
+                .map_err(|e| Status::internal(format!("cannot read the artifact: {e}")))?;
+            if data.is_empty() {
+                return Ok(());
+            }
+            sender.send(Ok(v1::ArtifactChunk { data })).await.map_err(gone)?;
+        }
+    })
 }
 
 async fn first_message<T>(inbound: &mut Streaming<T>) -> Result<T, Status> {

@@ -1,16 +1,16 @@
 //! Workers: what they run goes up, what they shall run goes down, each in full.
 
 use super::client::{artifact_status, stopping};
-use super::{Answers, first_message, gone, stream};
-use crate::cluster::{Cluster, must_lead, now_ms, propose_status, rejected, status};
+use super::{Answers, first_message, gone, send_file, stream};
+use crate::cluster::{Cluster, now_ms, rejected, status};
+use crate::peers::artifacts::obtain;
 use crate::reports::reconcile;
 use crate::soft::{Usage, WorkerSession};
 use firesteel_common::{ApplicationSpec, ProcessId, Resources, WorkerId, WorkerStatus};
 use firesteel_master_core::{Command, Launch, desired};
-use firesteel_proto::{channel, convert, v1};
-use std::time::Instant;
-use tokio::io::AsyncReadExt;
-use tokio::sync::mpsc;
+use firesteel_proto::{convert, v1};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tonic::{Code, Request, Response, Status, Streaming};
 use v1::worker_message::Kind;
@@ -40,7 +40,7 @@ impl v1::workers_server::Workers for WorkersService {
             return Err(Status::invalid_argument("the first message of a worker must be register"));
         };
         let worker = Registration::check(register)?;
-        must_lead(&self.cluster.published().borrow())?;
+        self.cluster.must_lead()?;
         no_rival(&self.cluster, &worker).await?;
         let (id, incarnation) = (worker.id.clone(), worker.incarnation);
         // Before the registration is committed: the leader must not call it dead in between.
@@ -59,23 +59,12 @@ impl v1::workers_server::Workers for WorkersService {
     ) -> Result<Response<Self::GetArtifactStream>, Status> {
         let request = request.into_inner();
         let sha256 = convert::sha256(&request.sha256)?;
+        // This master may have become the leader without ever having seen the upload.
+        obtain(&self.cluster, sha256).await?;
         let file = self.cluster.artifacts().read(sha256).await.map_err(artifact_status)?;
-        let mut file =
-            file.ok_or_else(|| Status::not_found(format!("there is no artifact {sha256} on this master")))?;
-        Ok(Response::new(stream(&self.cluster, |sender| async move {
-            loop {
-                let mut data = Vec::with_capacity(channel::CHUNK_BYTES);
-                (&mut file)
-                    .take(channel::CHUNK_BYTES as u64)
-                    .read_to_end(&mut data)
-                    .await
-                    .map_err(|e| Status::internal(format!("cannot read the artifact: {e}")))?;
-                if data.is_empty() {
-                    return Ok(());
-                }
-                sender.send(Ok(v1::ArtifactChunk { data })).await.map_err(gone)?;
-            }
-        })))
+        let file =
+            file.ok_or_else(|| Status::not_found(format!("there is no artifact {sha256} on the masters")))?;
+        Ok(Response::new(send_file(&self.cluster, file)))
     }
 }
 
@@ -170,12 +159,14 @@ struct Attached {
     id: WorkerId,
     incarnation: u64,
     session: WorkerSession,
+    /// The number of the newest report taken.
+    heard: watch::Sender<u64>,
 }
 
 impl Attached {
     fn new(cluster: &Cluster, id: &WorkerId, incarnation: u64) -> Self {
         let session = cluster.soft().attach_worker(id, incarnation, Instant::now());
-        Self { cluster: cluster.clone(), id: id.clone(), incarnation, session }
+        Self { cluster: cluster.clone(), id: id.clone(), incarnation, session, heard: watch::Sender::new(0) }
     }
 }
 
@@ -194,7 +185,7 @@ async fn serve(
     let end = tokio::select! {
         () = worker.session.replaced.cancelled() => Err(Status::aborted("the worker has attached anew")),
         end = hear(&cluster, &worker, inbound) => end,
-        end = tell(&cluster, &worker.id, sender) => end,
+        end = tell(&cluster, &worker.id, worker.heard.subscribe(), sender) => end,
     };
     match &end {
         Ok(()) => tracing::info!(worker = %worker.id, "left"),
@@ -221,9 +212,10 @@ async fn hear(
                     memory_used_mib: report.memory_used_mib,
                 };
                 cluster.soft().heartbeat(&worker.session, usage, Instant::now());
+                worker.heard.send_replace(report.sequence);
                 let state = cluster.state();
                 let commands = reconcile(&state, &worker.id, worker.incarnation, report.processes, now_ms())?;
-                let outcomes = cluster.propose(commands).await.map_err(propose_status)?;
+                let outcomes = cluster.propose(commands).await.map_err(|e| cluster.propose_status(e))?;
                 for (index, outcome) in outcomes {
                     tracing::debug!(worker = %worker.id, index, ?outcome, "a report");
                 }
@@ -251,25 +243,29 @@ async fn hear(
 async fn tell(
     cluster: &Cluster,
     id: &WorkerId,
+    mut heard: watch::Receiver<u64>,
     sender: mpsc::Sender<Result<v1::Assignment, Status>>,
 ) -> Result<(), Status> {
     let mut published = cluster.published();
     let heartbeat = cluster.timing().heartbeat;
+    let millis = |duration: Duration| u32::try_from(duration.as_millis()).unwrap_or(u32::MAX);
+    let mut told_heard = 0;
     let mut beat = interval(heartbeat);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut last = None;
     loop {
         let now = published.borrow_and_update().clone();
-        must_lead(&now)?;
+        cluster.leads(&now)?;
         let processes = desired(&now.state, id);
         let changed = last.as_ref() != Some(&(now.epoch, processes.clone()));
         if changed {
+            told_heard = *heard.borrow_and_update();
             let assignment = v1::Assignment {
                 epoch: now.epoch.0,
                 processes: processes.iter().map(launch).collect(),
-                heartbeat_ms: u32::try_from(heartbeat.as_millis()).unwrap_or(u32::MAX),
-                heard: 0,
-                lease_ms: 0,
+                heartbeat_ms: millis(heartbeat),
+                heard: told_heard,
+                lease_ms: millis(cluster.timing().lease()),
             };
             last = Some((now.epoch, processes));
             sender.send(Ok(assignment)).await.map_err(gone)?;
@@ -278,6 +274,11 @@ async fn tell(
         tokio::select! {
             changed = published.changed() => changed.map_err(|_| stopping())?,
             _ = beat.tick() => last = None,
+            // The first report gives the lease without which some processes do not start; later ones can wait for the beat.
+            changed = heard.changed(), if told_heard == 0 => {
+                changed.map_err(|_| stopping())?;
+                last = None;
+            }
         }
     }
 }
@@ -291,8 +292,8 @@ fn launch(launch: &Launch) -> v1::Launch {
             .then(|| v1::ApplicationSpec::from(&*launch.spec)),
         conf: launch.spec.conf.clone(),
         grant_index: launch.grant_index,
-        incarnation: 0,
-        ends_with_lease: false,
+        incarnation: launch.incarnation,
+        ends_with_lease: launch.ends_with_lease,
     }
 }
 

@@ -68,7 +68,7 @@ fn role(role: Role) -> Markup {
 }
 
 /// Icon, word and colour: never colour alone.
-fn mark(tone: &str, icon: &str, word: &str) -> Markup {
+pub fn mark(tone: &str, icon: &str, word: &str) -> Markup {
     html! { span.state.(tone) { span.icon aria-hidden="true" { (icon) } (word) } }
 }
 

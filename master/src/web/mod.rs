@@ -6,6 +6,7 @@ mod format;
 mod health;
 mod json;
 mod layout;
+mod masters;
 mod metrics;
 mod overview;
 mod security;
@@ -15,7 +16,7 @@ mod tests;
 
 pub use security::AllowedHosts;
 
-use crate::consensus::Published;
+use crate::consensus::{MembersView, Published};
 use crate::soft::Soft;
 use axum::Router;
 use axum::extract::{Path, Query, State};
@@ -25,6 +26,7 @@ use axum::routing::get;
 use firesteel_common::{ApplicationId, MasterUrl};
 use layout::{Page, Role};
 use maud::{Markup, html};
+use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 
@@ -32,6 +34,7 @@ use tokio::sync::watch;
 #[derive(Clone)]
 pub struct WebContext {
     pub published: watch::Receiver<Published>,
+    pub members: watch::Receiver<Arc<MembersView>>,
     pub soft: Soft,
     pub master_url: MasterUrl,
     /// The pages' own base, without a slash at its end: `http://HOST:PORT`.
@@ -65,6 +68,7 @@ pub fn router(context: WebContext) -> Router {
 /// Everything as of one moment, so that the parts of a page agree.
 pub(crate) struct View {
     published: Published,
+    members: Arc<MembersView>,
     soft: Soft,
     now_ms: u64,
     now: Instant,
@@ -77,6 +81,7 @@ impl View {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
             published: context.published.borrow().clone(),
+            members: context.members.borrow().clone(),
             soft: context.soft.clone(),
             now_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
             now: Instant::now(),
@@ -88,7 +93,7 @@ impl View {
     fn role(&self) -> Role {
         match self.published.leader_id {
             _ if self.published.leader => Role::Leader,
-            Some(leader) if leader != self.published.member_id => Role::Follower,
+            Some(leader) if leader != self.published.member_id && self.members.quorum => Role::Follower,
             _ => Role::NoLeader,
         }
     }
@@ -103,7 +108,13 @@ impl View {
         html! {
             @match self.role() {
                 Role::Leader => {},
-                Role::Follower => p.notice { "This master follows. Heartbeats and progress are known to the leader only." },
+                Role::Follower => p.notice {
+                    "This master follows. Heartbeats and progress are known to the leader only"
+                    @if let Some(leader) = self.published.leader_id.and_then(|id| self.published.state.member(id)) {
+                        ": " a href=(leader.ui_url) { (leader.client_address) }
+                    }
+                    "."
+                },
                 Role::NoLeader => p.notice.bad {
                     "The masters have no leader now. What is shown is the last known state; nothing can be submitted or \
                      changed until a majority of the masters is up."

@@ -4,7 +4,7 @@ use super::format::{count, duration, moment, plural};
 use super::layout::{
     application_state, bar, cell, command, head, memory_used_of, number_cell, used_of, worker_status,
 };
-use super::{View, application_path};
+use super::{View, application_path, masters};
 use firesteel_common::{ApplicationState, MemorySize, Resources, WorkerStatus};
 use firesteel_master_core::{Application, Explanation, Worker, waiting};
 use maud::{Markup, html};
@@ -24,6 +24,7 @@ pub fn render(view: &View) -> Markup {
         @if state.alive_workers().next().is_none() { (start_a_worker(view)) }
         @else if state.applications().next().is_none() { (submit_something(view)) }
         (workers(view))
+        (masters::render(view))
         (active(view))
         (finished(view))
     }
