@@ -169,6 +169,16 @@ stop_daemon() {
     echo "stopped $name (pid $pid)"
 }
 
+# The names of the masters that were started here.
+master_names() {
+    local file
+    for file in "$run_dir"/master.pid "$run_dir"/master-*.pid; do
+        [ -e "$file" ] || continue
+        file=${file##*/}
+        echo "${file%.pid}"
+    done
+}
+
 # The names of the workers that were started here.
 worker_names() {
     local file

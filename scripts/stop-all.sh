@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Stops every worker and the master that the scripts started on this machine.
+# Stops every worker and every master that the scripts started on this machine.
 #
 # usage: scripts/stop-all.sh
 set -eu

@@ -111,6 +111,10 @@ impl Daemon {
                 founders: formation::read_founders(&config.data_dir),
             },
             None => {
+                if let Some(path) = config.ready_file.as_deref().filter(|_| !config.plan.join.is_empty()) {
+                    // Whoever has started this one may go on to start the others.
+                    write_ready_file(path, &ready_document(&own, raft_id, true))?;
+                }
                 let begun = formation::begin(&config.plan, &presence, |what| tracing::info!("{what}")).await?;
                 formation::write_founders(&config.data_dir, &begun.founders)?;
                 begun
@@ -253,14 +257,10 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
-    let raft = daemon.cluster.addresses().get(daemon.cluster.member_id()).unwrap_or_default().raft;
-    let member = format!("{:x}", daemon.cluster.member_id());
     let (master, ui) = (daemon.cluster.master_url().to_string(), daemon.cluster.ui_url().to_owned());
     if let Some(path) = &config.ready_file {
-        let ready = serde_json::json!({
-            "master": master, "ui": ui, "raft": raft, "member": member, "pid": std::process::id(),
-        });
-        write_ready_file(path, &ready.to_string())?;
+        let own = daemon.cluster.addresses().get(daemon.cluster.member_id()).unwrap_or_default();
+        write_ready_file(path, &ready_document(&own, daemon.cluster.member_id(), false))?;
     }
     // Whoever started us may have closed standard output: that is no reason to stop.
     let _ = writeln!(io::stdout(), "master {master} ready, web UI {ui}");
@@ -317,6 +317,19 @@ fn advertised_host(host: &str) -> String {
         Ok(ip) if ip.is_unspecified() => rustix::system::uname().nodename().to_string_lossy().into_owned(),
         _ => host.to_owned(),
     }
+}
+
+/// `forming`: its ports are taken, but it still waits for other masters.
+fn ready_document(own: &Addresses, raft_id: u64, forming: bool) -> String {
+    serde_json::json!({
+        "master": format!("firesteel://{}", own.client),
+        "ui": own.ui_url,
+        "raft": own.raft,
+        "member": format!("{raft_id:x}"),
+        "forming": forming,
+        "pid": std::process::id(),
+    })
+    .to_string()
 }
 
 /// Written whole or not at all: a script may be reading it.
