@@ -202,8 +202,14 @@ impl Cluster {
     fn not_leader_in(&self, published: &Published) -> Status {
         let hint = self.hint(published);
         let (message, way_out) = match hint.leader.as_str() {
-            "" => ("the cluster has no leader now".to_owned(), "try again: an election takes seconds, if more than half of the masters are up"),
-            leader => (format!("this master does not lead the cluster, {leader} does"), "try again, or another master"),
+            "" => (
+                "the cluster has no leader now".to_owned(),
+                "try again: an election takes seconds, if more than half of the masters are up",
+            ),
+            leader => (
+                format!("this master does not lead the cluster, {leader} does"),
+                "try again, or another master",
+            ),
         };
         not_leader_status(&format!("{message}\nhint: {way_out}"), &hint)
     }
@@ -291,18 +297,17 @@ pub fn propose_status(error: &ProposeError) -> Status {
 pub fn rejected(why: &Rejection) -> Status {
     match why {
         Rejection::InvalidSpec(_) => Status::invalid_argument(why.to_string()),
-        Rejection::KeyReused { .. } => status(
-            Code::AlreadyExists,
-            why,
-            "give another submission another --idempotency-key",
-        ),
+        Rejection::KeyReused { .. } => {
+            status(Code::AlreadyExists, why, "give another submission another --idempotency-key")
+        }
         Rejection::SubmissionTooOld => status(Code::OutOfRange, why, "submit list shows what has run"),
         Rejection::QueueFull(_) => {
             status(Code::ResourceExhausted, why, "wait until some have ended, or kill some")
         }
-        Rejection::NoSuchApplication(_) | Rejection::NoSuchProcess(_) | Rejection::NoSuchWorker(_) | Rejection::NoSuchMember(_) => {
-            Status::not_found(why.to_string())
-        }
+        Rejection::NoSuchApplication(_)
+        | Rejection::NoSuchProcess(_)
+        | Rejection::NoSuchWorker(_)
+        | Rejection::NoSuchMember(_) => Status::not_found(why.to_string()),
         _ => Status::failed_precondition(why.to_string()),
     }
 }

@@ -253,7 +253,8 @@ pub fn resolve(flags: Flags, environment: impl Fn(&str) -> Option<String>) -> Re
     let join = match pick("join", flags.join, &["FIRESTEEL_MASTER_JOIN"]) {
         None => Vec::new(),
         Some(setting) => {
-            let addresses: Option<Vec<String>> = setting.value.split(',').map(|a| raft_address(a.trim())).collect();
+            let addresses: Option<Vec<String>> =
+                setting.value.split(',').map(|a| raft_address(a.trim())).collect();
             addresses.ok_or(ConfigError::Invalid {
                 origin: setting.origin,
                 value: setting.value,
@@ -261,19 +262,20 @@ pub fn resolve(flags: Flags, environment: impl Fn(&str) -> Option<String>) -> Re
             })?
         }
     };
-    let expect = match pick("bootstrap-expect", flags.bootstrap_expect, &["FIRESTEEL_MASTER_BOOTSTRAP_EXPECT"]) {
-        None => 0,
-        Some(setting) => {
-            let (origin, value) = (setting.origin.clone(), setting.value.clone());
-            let expected = "a number of masters, 1 to 7";
-            match setting.parse::<u32>(expected)? {
-                // Alone, as without the flag.
-                1 => 0,
-                n if n > 1 && n <= MAX_FOUNDERS => n,
-                _ => return Err(ConfigError::Invalid { origin, value, expected }),
+    let expect =
+        match pick("bootstrap-expect", flags.bootstrap_expect, &["FIRESTEEL_MASTER_BOOTSTRAP_EXPECT"]) {
+            None => 0,
+            Some(setting) => {
+                let (origin, value) = (setting.origin.clone(), setting.value.clone());
+                let expected = "a number of masters, 1 to 7";
+                match setting.parse::<u32>(expected)? {
+                    // Alone, as without the flag.
+                    1 => 0,
+                    n if n > 1 && n <= MAX_FOUNDERS => n,
+                    _ => return Err(ConfigError::Invalid { origin, value, expected }),
+                }
             }
-        }
-    };
+        };
     // Others than exactly the founders in the list could make two clusters of one.
     if expect > 0 && !(expect as usize - 1..=expect as usize).contains(&join.len()) {
         return Err(ConfigError::Founders { expect, given: join.len() });

@@ -3,7 +3,9 @@
 use crate::artifacts::{ArtifactError, Artifacts};
 use crate::cluster::{Cluster, Parts, now_ms};
 use crate::config::Config;
-use crate::consensus::{Bootstrap, Consensus, FatalError, OpenError, Settings, SnapshotPolicy, Storage, TICK};
+use crate::consensus::{
+    Bootstrap, Consensus, FatalError, OpenError, Settings, SnapshotPolicy, Storage, TICK,
+};
 use crate::formation::{self, Beginning, FormationError};
 use crate::peers::addresses::{AddressBook, AddressFile, Addresses};
 use crate::peers::network::Network;
@@ -115,7 +117,8 @@ impl Daemon {
                     // Whoever has started this one may go on to start the others.
                     write_ready_file(path, &ready_document(&own, raft_id, true))?;
                 }
-                let begun = formation::begin(&config.plan, &presence, |what| tracing::info!("{what}")).await?;
+                let begun =
+                    formation::begin(&config.plan, &presence, |what| tracing::info!("{what}")).await?;
                 formation::write_founders(&config.data_dir, &begun.founders)?;
                 begun
             }

@@ -38,7 +38,9 @@ pub enum FormationError {
     Io { path: PathBuf, source: io::Error },
     #[error("{message}")]
     Refused { message: String },
-    #[error("two masters have the same id {id:x}: was a data directory copied?\nhint: start one of them with an empty --data-dir")]
+    #[error(
+        "two masters have the same id {id:x}: was a data directory copied?\nhint: start one of them with an empty --data-dir"
+    )]
     SameId { id: u64 },
 }
 
@@ -157,7 +159,11 @@ pub async fn begin(
 fn is_final(status: &Status) -> bool {
     matches!(
         status.code(),
-        Code::AlreadyExists | Code::PermissionDenied | Code::InvalidArgument | Code::FailedPrecondition | Code::Unimplemented
+        Code::AlreadyExists
+            | Code::PermissionDenied
+            | Code::InvalidArgument
+            | Code::FailedPrecondition
+            | Code::Unimplemented
     )
 }
 
@@ -186,8 +192,13 @@ impl Round {
             .iter()
             .filter_map(|(address, answer)| match answer {
                 Err(reason) => Some(format!("{address} ({reason})")),
-                Ok(answer) if plan.expect > 0 && answer.cluster_id.is_empty() && answer.expect != plan.expect => {
-                    Some(format!("{address} (it expects {} masters, this one {})", answer.expect, plan.expect))
+                Ok(answer)
+                    if plan.expect > 0 && answer.cluster_id.is_empty() && answer.expect != plan.expect =>
+                {
+                    Some(format!(
+                        "{address} (it expects {} masters, this one {})",
+                        answer.expect, plan.expect
+                    ))
                 }
                 Ok(_) => None,
             })
@@ -321,12 +332,13 @@ mod tests {
         let own = Addresses::default();
         let early = round(1, vec![Some(answer(2, "", &[])), None]);
         assert!(found(&plan(), 1, &own, &early).is_none());
-        assert_eq!(
-            early.missing(&plan()),
-            "2 of 3 masters are here; waiting for a1:1 (connection refused)"
-        );
-        let first = found(&plan(), 1, &own, &round(1, vec![Some(answer(2, "", &[])), Some(answer(3, "", &[]))])).unwrap();
-        let second = found(&plan(), 3, &own, &round(3, vec![Some(answer(2, "", &[])), Some(answer(1, "", &[]))])).unwrap();
+        assert_eq!(early.missing(&plan()), "2 of 3 masters are here; waiting for a1:1 (connection refused)");
+        let first =
+            found(&plan(), 1, &own, &round(1, vec![Some(answer(2, "", &[])), Some(answer(3, "", &[]))]))
+                .unwrap();
+        let second =
+            found(&plan(), 3, &own, &round(3, vec![Some(answer(2, "", &[])), Some(answer(1, "", &[]))]))
+                .unwrap();
         assert_eq!((first.cluster_id.clone(), first.founders.clone()), (second.cluster_id, second.founders));
         assert_eq!(first.founders, [1, 2, 3]);
 

@@ -22,7 +22,11 @@ const CHANGE_PATIENCE: Duration = Duration::from_secs(10);
 const MAX_TEXT_BYTES: usize = 512;
 
 /// Makes a master a member, as a learner that is promoted once it has caught up.
-pub async fn join(cluster: &Cluster, request: v1::JoinRequest, forwarded: bool) -> Result<v1::JoinResponse, Status> {
+pub async fn join(
+    cluster: &Cluster,
+    request: v1::JoinRequest,
+    forwarded: bool,
+) -> Result<v1::JoinResponse, Status> {
     if !request.cluster_id.is_empty() && request.cluster_id != cluster.cluster_id() {
         return Err(status(
             Code::FailedPrecondition,
@@ -75,19 +79,30 @@ pub async fn join(cluster: &Cluster, request: v1::JoinRequest, forwarded: bool) 
 }
 
 /// To the leader, once.
-async fn pass_on(cluster: &Cluster, request: v1::JoinRequest, forwarded: bool) -> Result<v1::JoinResponse, Status> {
+async fn pass_on(
+    cluster: &Cluster,
+    request: v1::JoinRequest,
+    forwarded: bool,
+) -> Result<v1::JoinResponse, Status> {
     let leader = cluster.published().borrow().leader_id.filter(|id| *id != cluster.member_id());
     let address = leader.and_then(|id| cluster.addresses().get(id)).filter(|_| !forwarded);
     let Some(address) = address else {
         return Err(Status::unavailable("the cluster has no leader now"));
     };
-    let channel = channel::connect_peer(&address.raft).await.map_err(|e| Status::unavailable(e.to_string()))?;
+    let channel =
+        channel::connect_peer(&address.raft).await.map_err(|e| Status::unavailable(e.to_string()))?;
     let mut request = Request::new(request);
     request.metadata_mut().insert(FORWARDED, MetadataValue::from_static("1"));
     PeersClient::new(channel).join(request).await.map(tonic::Response::into_inner)
 }
 
-pub fn put_member(id: u64, addresses: &Addresses, version: &str, feature_level: u32, non_voter: bool) -> Command {
+pub fn put_member(
+    id: u64,
+    addresses: &Addresses,
+    version: &str,
+    feature_level: u32,
+    non_voter: bool,
+) -> Command {
     Command::PutMember {
         id,
         raft_address: addresses.raft.clone(),
@@ -119,7 +134,9 @@ pub fn alive(view: &MembersView, now: Instant) -> BTreeSet<u64> {
     let heard = view
         .peers
         .iter()
-        .filter(|(_, peer)| peer.last_contact.is_some_and(|at| now.saturating_duration_since(at) < ALIVE_WITHIN))
+        .filter(|(_, peer)| {
+            peer.last_contact.is_some_and(|at| now.saturating_duration_since(at) < ALIVE_WITHIN)
+        })
         .map(|(id, _)| *id);
     heard.chain([view.member_id]).collect()
 }
@@ -135,7 +152,9 @@ fn may_remove(view: &MembersView, id: u64, now: Instant) -> Result<(), String> {
     match alive >= needed && !rest.is_empty() {
         true => Ok(()),
         false if rest.is_empty() => Err("it is the only voter: the cluster would be gone".to_owned()),
-        false => Err(format!("of the {} voters left only {alive} are alive, {needed} are needed", rest.len())),
+        false => {
+            Err(format!("of the {} voters left only {alive} are alive, {needed} are needed", rest.len()))
+        }
     }
 }
 
@@ -145,7 +164,10 @@ pub fn to_promote(state: &ClusterState, view: &MembersView, now: Instant) -> Opt
     view.learners.iter().copied().find(|id| {
         alive.contains(id)
             && state.member(*id).is_some_and(|m| !m.non_voter)
-            && view.peers.get(id).is_some_and(|p| p.matched + CAUGHT_UP_ENTRIES >= view.committed && p.matched > 0)
+            && view
+                .peers
+                .get(id)
+                .is_some_and(|p| p.matched + CAUGHT_UP_ENTRIES >= view.committed && p.matched > 0)
     })
 }
 
@@ -156,15 +178,26 @@ pub async fn promote(cluster: &Cluster, id: u64) -> Result<(), Status> {
 /// The member whose id, in hexadecimal, begins with `text`.
 fn find(cluster: &Cluster, text: &str) -> Result<u64, Status> {
     let view = cluster.members().borrow().clone();
-    let known: BTreeSet<u64> =
-        cluster.state().members().map(|m| m.id).chain(view.voters.iter().copied()).chain(view.learners.iter().copied()).collect();
+    let known: BTreeSet<u64> = cluster
+        .state()
+        .members()
+        .map(|m| m.id)
+        .chain(view.voters.iter().copied())
+        .chain(view.learners.iter().copied())
+        .collect();
     let text = text.trim().to_ascii_lowercase();
     let matching: Vec<u64> =
         known.into_iter().filter(|id| !text.is_empty() && format!("{id:x}").starts_with(&text)).collect();
     match matching.as_slice() {
         [one] => Ok(*one),
-        [] => Err(status(Code::NotFound, format!("there is no master {text:?}"), "submit masters lists them")),
-        _ => Err(status(Code::InvalidArgument, format!("{text:?} could be several masters"), "give more of the id")),
+        [] => {
+            Err(status(Code::NotFound, format!("there is no master {text:?}"), "submit masters lists them"))
+        }
+        _ => Err(status(
+            Code::InvalidArgument,
+            format!("{text:?} could be several masters"),
+            "give more of the id",
+        )),
     }
 }
 
@@ -223,7 +256,11 @@ pub async fn transfer(cluster: &Cluster, text: &str) -> Result<u64, Status> {
         return Ok(view.member_id);
     }
     if to.is_some_and(|id| !view.voters.contains(&id)) {
-        return Err(status(Code::FailedPrecondition, "a master that does not vote cannot lead", "submit masters add ID lets it vote"));
+        return Err(status(
+            Code::FailedPrecondition,
+            "a master that does not vote cannot lead",
+            "submit masters add ID lets it vote",
+        ));
     }
     if view.voters.len() < 2 {
         return Err(Status::failed_precondition("there is no other voter to lead"));
@@ -260,9 +297,9 @@ pub fn list(cluster: &Cluster) -> v1::ListMembersResponse {
             matched: if me { view.last_index } else { peer.map_or(0, |p| p.matched) },
             last_contact_ms: match me {
                 true => Some(0),
-                false => peer
-                    .and_then(|p| p.last_contact)
-                    .map(|at| u64::try_from(now.saturating_duration_since(at).as_millis()).unwrap_or(u64::MAX)),
+                false => peer.and_then(|p| p.last_contact).map(|at| {
+                    u64::try_from(now.saturating_duration_since(at).as_millis()).unwrap_or(u64::MAX)
+                }),
             },
             alive: alive.contains(&id),
         }

@@ -1,6 +1,10 @@
-//! A fresh cluster of the real binaries in a temporary directory, on free ports of the loopback interface.
+//! A fresh cluster of the real binaries in a temporary directory, on free ports of the loopback interface, or in network
+//! namespaces of its own.
 
+use crate::netns::Lab;
 use crate::procs::{self, wait_for};
+use firesteel_proto::masters::{Leader, Masters};
+use firesteel_proto::v1::{self, masters_client::MastersClient};
 use rustix::process::Signal;
 use std::ffi::OsStr;
 use std::fs::File;
@@ -55,7 +59,9 @@ impl Daemon {
                 panic!("{name} ended with {status}: {}", std::fs::read_to_string(&log).unwrap_or_default());
             }
             let text = std::fs::read(&ready_file).map_err(|e| e.to_string())?;
-            serde_json::from_slice(&text).map_err(|e| e.to_string())
+            let ready: serde_json::Value = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
+            // A master that waits for others to found a cluster with has its ports, and no more.
+            if ready["forming"] == true { Err("forming".to_owned()) } else { Ok(ready) }
         });
         Self { child, log, ready, start_time: begin.elapsed() }
     }
@@ -97,15 +103,28 @@ impl Drop for Daemon {
     }
 }
 
-/// One master and some workers.
+/// What a master is started with; 0 is any free port.
+#[derive(Debug, Clone, Default)]
+struct MasterPorts {
+    client: u16,
+    ui: u16,
+    raft: u16,
+}
+
+/// Masters and workers.
 pub struct Cluster {
     dir: TempDir,
-    pub master: Daemon,
+    pub masters: Vec<Daemon>,
     pub workers: Vec<Daemon>,
     pub url: String,
     worker_cores: u32,
     worker_memory: String,
+    /// Further arguments of every worker.
+    pub worker_args: Vec<String>,
+    /// Further arguments of every master.
+    pub master_args: Vec<String>,
     started: usize,
+    lab: Option<Lab>,
 }
 
 impl Cluster {
@@ -115,29 +134,106 @@ impl Cluster {
     }
 
     pub fn start_with(workers: usize, cores: u32, memory: &str) -> Self {
-        let dir = tempfile::Builder::new().prefix("firesteel-test-").tempdir().expect("temporary directory");
-        let master = Self::launch_master(dir.path(), 0, 0);
-        let url = master.ready_text("master");
-        let mut cluster = Self {
-            dir,
-            master,
-            workers: Vec::new(),
-            url,
-            worker_cores: cores,
-            worker_memory: memory.to_owned(),
-            started: 0,
-        };
+        let mut cluster = Self::empty(cores, memory, None);
+        cluster.add_master();
         for _ in 0..workers {
             cluster.add_worker();
         }
         cluster
     }
 
-    fn launch_master(dir: &Path, port: u16, ui: u16) -> Daemon {
-        let mut command = Command::new(binary("firesteel-master"));
-        command.args(["--host", "127.0.0.1", "--port", &port.to_string(), "--webui-port", &ui.to_string()]);
-        command.arg("--data-dir").arg(dir.join("master"));
-        Daemon::start(&mut command, "master", dir)
+    /// Several masters, all of them voting, and workers of `cores` cores.
+    pub fn start_replicated(masters: usize, workers: usize, cores: u32) -> Self {
+        Self::start_replicated_with(masters, workers, cores, &[])
+    }
+
+    /// As [`Cluster::start_replicated`], with further arguments for every master.
+    pub fn start_replicated_with(masters: usize, workers: usize, cores: u32, args: &[&str]) -> Self {
+        let mut cluster = Self::empty(cores, "4g", None);
+        cluster.master_args = args.iter().map(|a| (*a).to_owned()).collect();
+        cluster.populate(masters, workers);
+        cluster
+    }
+
+    /// As [`Cluster::start_replicated`], each master in a network namespace of its own; the workers and `submit` in another.
+    pub fn start_in_lab(lab: Lab, workers: usize, cores: u32) -> Self {
+        let masters = lab.nodes();
+        let mut cluster = Self::empty(cores, "4g", Some(lab));
+        cluster.populate(masters, workers);
+        cluster
+    }
+
+    fn empty(cores: u32, memory: &str, lab: Option<Lab>) -> Self {
+        let dir = tempfile::Builder::new().prefix("firesteel-test-").tempdir().expect("temporary directory");
+        Self {
+            dir,
+            masters: Vec::new(),
+            workers: Vec::new(),
+            url: String::new(),
+            worker_cores: cores,
+            worker_memory: memory.to_owned(),
+            worker_args: Vec::new(),
+            master_args: Vec::new(),
+            started: 0,
+            lab,
+        }
+    }
+
+    fn populate(&mut self, masters: usize, workers: usize) {
+        for _ in 0..masters {
+            self.add_master();
+        }
+        self.wait_for_voters(masters);
+        for _ in 0..workers {
+            self.add_worker();
+        }
+    }
+
+    /// Starts another master, which joins those that are there, and returns its index.
+    pub fn add_master(&mut self) -> usize {
+        let index = self.masters.len();
+        let join = self.masters.first().map(|first| first.ready_text("raft"));
+        let master = self.launch_master(index, &MasterPorts::default(), join.as_deref(), &[]);
+        self.masters.push(master);
+        let addresses: Vec<String> = self.masters.iter().map(client_address).collect();
+        self.url = format!("firesteel://{}", addresses.join(","));
+        index
+    }
+
+    /// A program that runs where the workers and `submit` run.
+    fn command(&self, name: &str) -> Command {
+        match &self.lab {
+            None => Command::new(binary(name)),
+            Some(lab) => lab.command_in_hub(&binary(name)),
+        }
+    }
+
+    fn launch_master(&self, index: usize, ports: &MasterPorts, join: Option<&str>, more: &[&str]) -> Daemon {
+        let program = binary("firesteel-master");
+        let mut command = match &self.lab {
+            None => {
+                let mut command = Command::new(program);
+                command.args(["--host", "127.0.0.1"]);
+                command
+            }
+            Some(lab) => {
+                let mut command = lab.command(index, &program);
+                command.args(["--host", &lab.address(index), "--insecure-bind"]);
+                command
+            }
+        };
+        command.args(["--port", &ports.client.to_string(), "--webui-port", &ports.ui.to_string()]);
+        command.args(["--raft-port", &ports.raft.to_string()]);
+        command.arg("--data-dir").arg(self.master_dir(index));
+        if let Some(join) = join {
+            command.args(["--join", join]);
+        }
+        command.args(&self.master_args).args(more);
+        Daemon::start(&mut command, &format!("master-{index}"), self.dir.path())
+    }
+
+    pub fn master_dir(&self, index: usize) -> PathBuf {
+        self.dir.path().join(format!("master-{index}"))
     }
 
     /// Starts another worker and returns its index.
@@ -150,24 +246,99 @@ impl Cluster {
     }
 
     fn launch_worker(&self, name: &str) -> Daemon {
-        let mut command = Command::new(binary("firesteel-worker"));
-        command.args(["--host", "127.0.0.1", "--port", "0", "--webui-port", "0"]);
+        let mut command = self.command("firesteel-worker");
+        match &self.lab {
+            None => command.args(["--host", "127.0.0.1"]),
+            Some(lab) => command.args(["--host", &lab.hub_address(), "--insecure-bind"]),
+        };
+        command.args(["--port", "0", "--webui-port", "0"]);
         command.args(["--cores", &self.worker_cores.to_string(), "--memory", &self.worker_memory]);
+        command.args(&self.worker_args);
         command.arg("--work-dir").arg(self.dir.path().join(name)).arg(&self.url);
         Daemon::start(&mut command, name, self.dir.path())
     }
 
-    /// Kills the master and starts it again on the same data and ports.
+    /// Kills the only master and starts it again on the same data and ports.
     pub fn restart_master(&mut self) {
+        self.masters[0].kill();
+        self.start_master_again(0, &[]);
+    }
+
+    /// Starts a master that has ended on its data and ports.
+    pub fn start_master_again(&mut self, index: usize, more: &[&str]) {
         let port = |text: String| text.rsplit(':').next().and_then(|p| p.parse().ok()).expect("a port");
-        let (grpc, ui) = (port(self.url.clone()), port(self.ui()));
-        self.master.kill();
-        self.master = Self::launch_master(self.dir.path(), grpc, ui);
+        let old = &self.masters[index];
+        let ports = MasterPorts {
+            client: port(old.ready_text("master")),
+            ui: port(old.ready_text("ui")),
+            raft: port(old.ready_text("raft")),
+        };
+        self.masters[index] = self.launch_master(index, &ports, None, more);
+    }
+
+    /// Runs `ask` with a connection to the leader, or says why there is none.
+    pub fn with_leader<T: Send, F: Future<Output = Result<T, tonic::Status>>>(
+        &self,
+        ask: impl FnOnce(Leader) -> F + Send,
+    ) -> Result<T, String> {
+        let url = self.url.parse().expect("a master URL");
+        let work = || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let leader = Masters::new(&url).leader().await.map_err(|e| e.to_string())?;
+                ask(leader).await.map_err(|e| e.message().to_owned())
+            })
+        };
+        self.within(work)
+    }
+
+    /// Runs `work` where this cluster's addresses mean something.
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        match &self.lab {
+            None => work(),
+            Some(lab) => lab.inside_hub(work),
+        }
+    }
+
+    /// The masters as the leader sees them.
+    pub fn members(&self) -> Result<v1::ListMembersResponse, String> {
+        self.with_leader(|leader| async move {
+            let mut client = MastersClient::new(leader.channel);
+            client.list_members(v1::ListMembersRequest {}).await.map(tonic::Response::into_inner)
+        })
+    }
+
+    /// Waits until so many masters vote and all of them have everything.
+    pub fn wait_for_voters(&self, voters: usize) {
+        wait_for(&format!("{voters} voters"), START_LIMIT, || {
+            let members = self.members()?;
+            let voting = |m: &&v1::Member| {
+                m.alive && m.role() != v1::MemberRole::Learner && m.matched >= members.committed
+            };
+            match members.members.iter().filter(voting).count() {
+                n if n == voters => Ok(()),
+                _ => Err(format!("{members:?}\n{}", self.logs())),
+            }
+        });
+    }
+
+    /// The index of the master that leads.
+    pub fn leader(&self) -> usize {
+        wait_for("a leader", START_LIMIT, || {
+            let leader = self.with_leader(|leader| async move { Ok(leader.address) })?;
+            let index = self.masters.iter().position(|m| client_address(m) == leader);
+            index.ok_or_else(|| format!("{leader} is none of ours"))
+        })
+    }
+
+    pub fn lab(&self) -> &Lab {
+        self.lab.as_ref().expect("a cluster in a lab")
     }
 
     /// `http://HOST:PORT` of the master's pages.
     pub fn ui(&self) -> String {
-        self.master.ready_text("ui").trim_end_matches('/').to_owned()
+        self.masters[0].ready_text("ui").trim_end_matches('/').to_owned()
     }
 
     pub fn dir(&self) -> &Path {
@@ -187,7 +358,7 @@ impl Cluster {
 
     /// `submit --master URL ARGS…`, not started yet.
     pub fn submit<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Command {
-        let mut command = Command::new(binary("submit"));
+        let mut command = self.command("submit");
         command.arg("--master").arg(&self.url).args(args).stdin(Stdio::null());
         command
     }
@@ -209,7 +380,7 @@ impl Cluster {
 
     /// Processes that this cluster's workers run: supervisors, drivers, executors.
     pub fn payloads(&self) -> Vec<procs::Process> {
-        let daemons: Vec<i32> = self.workers.iter().map(Daemon::pid).chain([self.master.pid()]).collect();
+        let daemons: Vec<i32> = self.workers.iter().chain(&self.masters).map(Daemon::pid).collect();
         procs::under(self.dir.path())
             .into_iter()
             .filter(|p| !daemons.contains(&p.pid) && p.command.contains("firesteel-"))
@@ -244,7 +415,8 @@ impl Cluster {
 
     /// The daemons' logs, for a failing test's message.
     pub fn logs(&self) -> String {
-        std::iter::once(&self.master)
+        self.masters
+            .iter()
             .chain(&self.workers)
             .map(|d| {
                 let text = std::fs::read_to_string(&d.log).unwrap_or_default();
@@ -257,6 +429,10 @@ impl Cluster {
             })
             .collect()
     }
+}
+
+fn client_address(master: &Daemon) -> String {
+    master.ready_text("master").trim_start_matches("firesteel://").to_owned()
 }
 
 /// A finished command.

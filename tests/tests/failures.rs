@@ -314,12 +314,12 @@ fn two_masters_on_one_directory_and_a_duplicate_worker_are_refused() {
     let cluster = Cluster::start(1, 1);
     let second = Command::new(binary("firesteel-master"))
         .args(["--port", "0", "--webui-port", "0", "--data-dir"])
-        .arg(cluster.dir().join("master"))
+        .arg(cluster.master_dir(0))
         .output()
         .unwrap();
     assert!(!second.status.success());
     let text = String::from_utf8_lossy(&second.stderr);
-    assert!(text.contains(&format!("pid {}", cluster.master.pid())), "{text}");
+    assert!(text.contains(&format!("pid {}", cluster.masters[0].pid())), "{text}");
 
     let second = Command::new(binary("firesteel-worker"))
         .args(["--port", "0", "--webui-port", "0", "--work-dir"])

@@ -50,7 +50,8 @@ pub async fn replicate(cluster: &Cluster, sha256: &str) -> Result<(), Status> {
 
 async fn client(cluster: &Cluster, id: u64) -> Result<PeersClient<tonic::transport::Channel>, Status> {
     let address = cluster.addresses().get(id).map(|a| a.raft);
-    let address = address.ok_or_else(|| Status::unavailable(format!("the address of member {id:x} is not known")))?;
+    let address =
+        address.ok_or_else(|| Status::unavailable(format!("the address of member {id:x} is not known")))?;
     let channel = channel::connect_peer(&address).await.map_err(|e| Status::unavailable(e.to_string()))?;
     Ok(PeersClient::new(channel))
 }
@@ -60,9 +61,11 @@ async fn put(cluster: &Cluster, id: u64, sha256: &str) -> Result<(), Status> {
     let mut file = file.ok_or_else(|| Status::not_found("the artifact is gone"))?;
     let mut data = Vec::new();
     file.read_to_end(&mut data).await.map_err(|e| Status::internal(e.to_string()))?;
-    let head = v1::PeerArtifactRequest { cluster_id: cluster.cluster_id().to_owned(), sha256: sha256.to_owned() };
+    let head =
+        v1::PeerArtifactRequest { cluster_id: cluster.cluster_id().to_owned(), sha256: sha256.to_owned() };
     let pieces: Vec<_> = data.chunks(channel::CHUNK_BYTES).map(|c| Kind::Data(c.to_vec())).collect();
-    let parts = std::iter::once(Kind::Head(head)).chain(pieces).map(|kind| v1::ArtifactPart { kind: Some(kind) });
+    let parts =
+        std::iter::once(Kind::Head(head)).chain(pieces).map(|kind| v1::ArtifactPart { kind: Some(kind) });
     client(cluster, id).await?.put_artifact(tokio_stream::iter(parts)).await.map(drop)
 }
 
@@ -89,7 +92,8 @@ pub async fn obtain(cluster: &Cluster, sha256: &str) -> Result<bool, Status> {
 }
 
 async fn get(cluster: &Cluster, id: u64, sha256: &str) -> Result<(), Status> {
-    let request = v1::PeerArtifactRequest { cluster_id: cluster.cluster_id().to_owned(), sha256: sha256.to_owned() };
+    let request =
+        v1::PeerArtifactRequest { cluster_id: cluster.cluster_id().to_owned(), sha256: sha256.to_owned() };
     let mut chunks = client(cluster, id).await?.get_artifact(request).await?.into_inner();
     let mut upload = cluster.artifacts().upload().await.map_err(artifact_status)?;
     while let Some(chunk) = chunks.message().await? {

@@ -150,7 +150,8 @@ impl<S: StateMachine> Link<S> {
 
 async fn send_snapshot(address: &str, hello: v1::PeerHello, message: Message) -> Result<(), Status> {
     let data = message.get_snapshot().data.clone();
-    let head = v1::SnapshotHead { hello: Some(hello), message: wire::encode(&message), bytes: data.len() as u64 };
+    let head =
+        v1::SnapshotHead { hello: Some(hello), message: wire::encode(&message), bytes: data.len() as u64 };
     let channel = channel::connect_peer(address).await.map_err(|e| Status::unavailable(e.to_string()))?;
     let parts = std::iter::once(PartKind::Head(head)).chain(
         (0..data.len())

@@ -133,7 +133,11 @@ fn missing(what: &'static str) -> Status {
     convert::InvalidMessage::Missing(what).into()
 }
 
-fn decode(wire: Option<v1::RaftMessage>, hello: &v1::PeerHello, data: Vec<u8>) -> Result<raft::eraftpb::Message, Status> {
+fn decode(
+    wire: Option<v1::RaftMessage>,
+    hello: &v1::PeerHello,
+    data: Vec<u8>,
+) -> Result<raft::eraftpb::Message, Status> {
     let wire = wire.ok_or_else(|| missing("message"))?;
     if wire.from != hello.from || wire.to != hello.to {
         return Err(Status::invalid_argument("a message of another sender or for another member"));
@@ -170,7 +174,9 @@ impl Peers for PeersService {
                 Some(v1::PeerMessage { kind: Some(Kind::Raft(wire)) }) => {
                     connected.inbox.deliver(decode(Some(wire), &hello, Vec::new())?);
                 }
-                Some(_) => return Err(Status::invalid_argument("hello is said once, then come Raft's messages")),
+                Some(_) => {
+                    return Err(Status::invalid_argument("hello is said once, then come Raft's messages"));
+                }
                 None => return Ok(Response::new(v1::DeliverResponse {})),
             }
         }
@@ -195,7 +201,9 @@ impl Peers for PeersService {
                 Some(PartKind::Data(piece)) if data.len() as u64 + piece.len() as u64 <= head.bytes => {
                     data.extend_from_slice(&piece);
                 }
-                _ => return Err(Status::invalid_argument("a snapshot is a head and as many bytes as it says")),
+                _ => {
+                    return Err(Status::invalid_argument("a snapshot is a head and as many bytes as it says"));
+                }
             }
         }
         if data.len() as u64 != head.bytes {

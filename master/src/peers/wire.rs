@@ -82,7 +82,8 @@ fn encode_snapshot(snapshot: &Snapshot) -> v1::RaftSnapshot {
 
 /// `snapshot_data`: what came in pieces beside the message; empty for all kinds but snapshots.
 pub fn decode(wire: v1::RaftMessage, snapshot_data: Vec<u8>) -> Result<Message, InvalidRaftMessage> {
-    let kind = KINDS.iter().find(|(kind, _)| *kind == wire.kind).ok_or(InvalidRaftMessage::Kind(wire.kind))?;
+    let kind =
+        KINDS.iter().find(|(kind, _)| *kind == wire.kind).ok_or(InvalidRaftMessage::Kind(wire.kind))?;
     let mut message = Message {
         to: wire.to,
         from: wire.from,

@@ -17,7 +17,10 @@ impl MastersService {
 
 #[tonic::async_trait]
 impl v1::masters_server::Masters for MastersService {
-    async fn who_leads(&self, _: Request<v1::WhoLeadsRequest>) -> Result<Response<v1::WhoLeadsResponse>, Status> {
+    async fn who_leads(
+        &self,
+        _: Request<v1::WhoLeadsRequest>,
+    ) -> Result<Response<v1::WhoLeadsResponse>, Status> {
         let published = self.cluster.published().borrow().clone();
         let hint = self.cluster.hint(&published);
         Ok(Response::new(v1::WhoLeadsResponse {
@@ -38,7 +41,10 @@ impl v1::masters_server::Masters for MastersService {
         Ok(Response::new(membership::list(&self.cluster)))
     }
 
-    async fn add_voter(&self, request: Request<v1::AddVoterRequest>) -> Result<Response<v1::AddVoterResponse>, Status> {
+    async fn add_voter(
+        &self,
+        request: Request<v1::AddVoterRequest>,
+    ) -> Result<Response<v1::AddVoterResponse>, Status> {
         let id = membership::add_voter(&self.cluster, &request.into_inner().id).await?;
         Ok(Response::new(v1::AddVoterResponse { id: format!("{id:x}") }))
     }

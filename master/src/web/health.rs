@@ -23,3 +23,9 @@ pub async fn readyz(State(context): State<WebContext>) -> Response {
     };
     (StatusCode::SERVICE_UNAVAILABLE, reason).into_response()
 }
+
+/// Log index and hash of the replicated state: masters that have applied the same must say the same.
+pub async fn state(State(context): State<WebContext>) -> String {
+    let published = context.published.borrow().clone();
+    format!("{} {:016x}\n", published.applied, published.state.hash())
+}

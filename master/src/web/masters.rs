@@ -11,8 +11,13 @@ use std::collections::BTreeSet;
 pub fn render(view: &View) -> Markup {
     let members = &view.members;
     let state = &view.published.state;
-    let ids: BTreeSet<u64> =
-        members.voters.iter().chain(&members.learners).copied().chain(state.members().map(|m| m.id)).collect();
+    let ids: BTreeSet<u64> = members
+        .voters
+        .iter()
+        .chain(&members.learners)
+        .copied()
+        .chain(state.members().map(|m| m.id))
+        .collect();
     if ids.len() < 2 {
         return html! {};
     }
@@ -59,7 +64,9 @@ fn row(view: &View, id: u64) -> Markup {
     let matched = if me { Some(members.last_index) } else { peer.map(|p| p.matched) };
     let contact = peer.and_then(|p| p.last_contact);
     let state = match () {
-        () if me || !members.leading => html! { @if me { (mark("good", "✓", "this master")) } @else { span.quiet { "the leader knows" } } },
+        () if me || !members.leading => {
+            html! { @if me { (mark("good", "✓", "this master")) } @else { span.quiet { "the leader knows" } } }
+        }
         () if alive(members, view.now).contains(&id) => mark("good", "✓", "alive"),
         () => mark("bad", "✕", "silent"),
     };

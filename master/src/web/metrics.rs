@@ -104,9 +104,17 @@ fn text(view: &View) -> String {
 
     let members = &view.members;
     out.one("firesteel_raft_voters", "Masters that vote.", members.voters.len());
-    out.one("firesteel_raft_learners", "Masters that receive everything and do not vote.", members.learners.len());
+    out.one(
+        "firesteel_raft_learners",
+        "Masters that receive everything and do not vote.",
+        members.learners.len(),
+    );
     let quorum = u8::from(members.quorum);
-    out.one("firesteel_raft_has_quorum", "1 while this master leads with, or hears from a leader of, a majority.", quorum);
+    out.one(
+        "firesteel_raft_has_quorum",
+        "1 while this master leads with, or hears from a leader of, a majority.",
+        quorum,
+    );
     out.one("firesteel_raft_first_index", "The first entry that the log still has.", members.first_index);
     out.one("firesteel_raft_last_index", "The last entry of the log.", members.last_index);
     if let Some((position, written_ms)) = members.snapshot {
@@ -115,16 +123,25 @@ fn text(view: &View) -> String {
         out.one("firesteel_raft_snapshot_age_seconds", "Seconds since the newest snapshot was written.", age);
     }
     if members.leading {
-        out.family("firesteel_raft_member_lag_entries", "Entries that a member is not known to have; on the leader.");
+        out.family(
+            "firesteel_raft_member_lag_entries",
+            "Entries that a member is not known to have; on the leader.",
+        );
         for (id, peer) in &members.peers {
             let lag = members.committed.saturating_sub(peer.matched);
             let _ = writeln!(out.0, "firesteel_raft_member_lag_entries{{member=\"{id:x}\"}} {lag}");
         }
-        out.family("firesteel_raft_member_silence_seconds", "Seconds since a member was heard; on the leader.");
+        out.family(
+            "firesteel_raft_member_silence_seconds",
+            "Seconds since a member was heard; on the leader.",
+        );
         for (id, peer) in &members.peers {
             if let Some(at) = peer.last_contact {
                 let silence = view.now.saturating_duration_since(at).as_secs_f64();
-                let _ = writeln!(out.0, "firesteel_raft_member_silence_seconds{{member=\"{id:x}\"}} {silence:.3}");
+                let _ = writeln!(
+                    out.0,
+                    "firesteel_raft_member_silence_seconds{{member=\"{id:x}\"}} {silence:.3}"
+                );
             }
         }
     }

@@ -57,6 +57,7 @@ pub fn router(context: WebContext) -> Router {
         .route("/assets/{name}", get(assets::serve))
         .route("/json", get(json::master))
         .route("/json/", get(json::master))
+        .route("/state", get(health::state))
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .route("/metrics", get(metrics::metrics))

@@ -1,6 +1,7 @@
 //! The benchmark: the cluster beside one DataFusion process on the same cores, in one run, as ratios.
 
 mod latency;
+mod masters;
 mod status;
 mod tpch;
 
@@ -37,6 +38,15 @@ struct Args {
     /// Rounds of the latency measurement.
     #[arg(long, default_value_t = 20)]
     latency_rounds: usize,
+    /// Rounds of the failover measurement.
+    #[arg(long, default_value_t = 50)]
+    failover_rounds: usize,
+    /// Rounds of faults under load.
+    #[arg(long, default_value_t = 200)]
+    chaos_rounds: usize,
+    /// Seconds per line of the write measurement.
+    #[arg(long, default_value_t = 5)]
+    write_seconds: u64,
     /// Only these queries, such as 1,6,11.
     #[arg(long, value_delimiter = ',')]
     queries: Vec<u32>,
@@ -56,6 +66,12 @@ enum Part {
     Latency,
     /// The 22 queries.
     Tpch,
+    /// Three masters: a leader killed or asked to hand over, until the next submission is acknowledged.
+    Failover,
+    /// Replicated submissions per second beside the disk's fdatasync.
+    Writes,
+    /// Masters killed, stopped and cut off under a stream of submissions, with an audit (takes long).
+    Chaos,
 }
 
 impl std::fmt::Display for Part {
@@ -64,6 +80,9 @@ impl std::fmt::Display for Part {
             Self::Daemons => "daemons",
             Self::Latency => "latency",
             Self::Tpch => "tpch",
+            Self::Failover => "failover",
+            Self::Writes => "writes",
+            Self::Chaos => "chaos",
         })
     }
 }
@@ -75,6 +94,9 @@ fn main() {
             Part::Daemons => daemons(),
             Part::Latency => latency::run(args.workers, args.cores, args.latency_rounds),
             Part::Tpch => tpch::run(&args),
+            Part::Failover => masters::failover(args.failover_rounds),
+            Part::Writes => masters::writes(args.write_seconds),
+            Part::Chaos => masters::chaos(args.chaos_rounds),
         }
     }
 }
@@ -85,7 +107,7 @@ fn daemons() {
     let (mut master, mut worker) = (Vec::new(), Vec::new());
     for round in 0..rounds {
         let cluster = Cluster::start(1, 1);
-        master.push(cluster.master.start_time.as_secs_f64() * 1e3);
+        master.push(cluster.masters[0].start_time.as_secs_f64() * 1e3);
         worker.push(cluster.workers[0].start_time.as_secs_f64() * 1e3);
         if round + 1 == rounds {
             // Idle: registered, and several heartbeats old.
@@ -94,7 +116,7 @@ fn daemons() {
             println!(
                 "  master   start {:6.0} ms   idle {:5.1} MiB",
                 median(&mut master),
-                mib(cluster.master.pid())
+                mib(cluster.masters[0].pid())
             );
             println!(
                 "  worker   start {:6.0} ms   idle {:5.1} MiB   (start: registered with the master)",
@@ -103,6 +125,13 @@ fn daemons() {
             );
         }
     }
+}
+
+/// The value below which this share of the measurements lies.
+fn percentile(values: &mut [f64], share: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let at = (values.len() as f64 * share).ceil() as usize;
+    values.get(at.saturating_sub(1)).copied().unwrap_or(0.0)
 }
 
 /// The middle of some measurements; 0 of none.
