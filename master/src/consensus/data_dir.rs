@@ -70,6 +70,10 @@ impl DataDir {
         Ok(Self { path: path.to_owned(), _lock: lock })
     }
 
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The directory of sled's files.
     pub fn log(&self) -> PathBuf {
         self.path.join("raft").join("log")

@@ -37,6 +37,9 @@ const CHUNK_HEADER: usize = 8;
 /// Removals per batch while compacting, so that no batch is unbounded.
 const COMPACT_STEP: u64 = 1000;
 
+/// More terms than a cluster goes through in years of elections.
+const FORCED_TERMS: u64 = 1 << 20;
+
 const ENTRY: u8 = b'e';
 const META: u8 = b'm';
 const IDENTITY: &[u8] = b"identity";
@@ -63,14 +66,7 @@ impl<K: Kv> KvLog<K> {
     pub fn open(mut kv: K, fresh: impl FnOnce() -> Bootstrap) -> Result<Self, StoreError> {
         let path = kv.path().to_owned();
         let Some(identity) = read_meta(&kv, IDENTITY)? else {
-            let mut empty = true;
-            kv.scan(&[], &[0xff], &mut |_, _| {
-                empty = false;
-                false
-            })?;
-            if !empty {
-                return Err(StoreError::Foreign { path });
-            }
+            must_be_empty(&kv)?;
             let Bootstrap { identity, voters } = fresh();
             let start = if voters.is_empty() { Position { index: 0, term: 0 } } else { BOOTSTRAP };
             let hard_state = HardState { term: start.term, commit: start.index, ..Default::default() };
@@ -94,16 +90,7 @@ impl<K: Kv> KvLog<K> {
             return Ok(Self { kv, loaded, terms: vec![(start.index, start.term)] });
         };
 
-        // The version alone first: another version's identity may have other fields.
-        #[derive(Deserialize)]
-        struct VersionOnly {
-            format: u32,
-        }
-        let version: VersionOnly = from_json(&path, "identity", &identity)?;
-        if version.format != FORMAT_VERSION {
-            return Err(StoreError::Format { path, found: version.format, supported: FORMAT_VERSION });
-        }
-        let identity: Identity = from_json(&path, "identity", &identity)?;
+        let identity = decode_identity(&path, &identity)?;
         let need = |name: &'static [u8]| {
             read_meta(&kv, name)?.ok_or_else(|| {
                 StoreError::corrupt(&path, format!("no {} record", String::from_utf8_lossy(name)))
@@ -128,6 +115,44 @@ impl<K: Kv> KvLog<K> {
         let loaded = Loaded { identity, hard_state, membership, truncated, last_index, snapshot };
         check(&path, &loaded)?;
         Ok(Self { kv, loaded, terms })
+    }
+
+    /// Makes this member the only voter of a cluster with another id; state and log stay. What changed the membership in
+    /// the log is blanked out, or it would bring the old members back.
+    pub fn force_new_cluster(&mut self, cluster_id: String) -> Result<Identity, StoreError> {
+        let mut next = self.loaded.clone();
+        next.identity.cluster_id = cluster_id;
+        next.membership.conf_state = ConfState { voters: vec![next.identity.raft_id], ..Default::default() };
+        // The old members may have gone on under terms that this one never saw, and workers refuse orders of an older
+        // term than the newest they know.
+        next.hard_state.term += FORCED_TERMS;
+        next.hard_state.vote = 0;
+        let mut blank = Vec::new();
+        read_entries(&self.kv, 0, u64::MAX, &mut |entry| {
+            if entry.get_entry_type() != EntryType::EntryNormal {
+                blank.push((entry.index, entry.term));
+            }
+            Ok(true)
+        })?;
+        let mut changes = Vec::new();
+        let mut buffer = Vec::new();
+        for (index, term) in blank {
+            self.remove_entries(&mut changes, index, index)?;
+            encode_entry(&Entry { index, term, ..Default::default() }, &mut buffer);
+            put(&mut changes, &entry_key(index), &buffer);
+        }
+        put(&mut changes, &meta_key(IDENTITY), &to_json(&next.identity)?);
+        put(&mut changes, &meta_key(HARD_STATE), &encode_hard_state(&next.hard_state));
+        put(&mut changes, &meta_key(MEMBERSHIP), &encode_membership(&next.membership)?);
+        self.kv.apply(last_change_per_key(changes))?;
+        self.kv.sync()?;
+        self.loaded = next;
+        Ok(self.loaded.identity.clone())
+    }
+
+    /// Gives the medium back.
+    pub fn into_kv(self) -> K {
+        self.kv
     }
 
     fn refuse(&self, what: String) -> Result<(), StoreError> {
@@ -174,6 +199,40 @@ impl<K: Kv> KvLog<K> {
         self.terms.insert(0, (index, term));
         Ok(())
     }
+}
+
+/// Whose log the medium holds; `None` when nothing has been written to it.
+pub fn stored_identity<K: Kv>(kv: &K) -> Result<Option<Identity>, StoreError> {
+    match read_meta(kv, IDENTITY)? {
+        Some(bytes) => decode_identity(kv.path(), &bytes).map(Some),
+        None => must_be_empty(kv).map(|()| None),
+    }
+}
+
+fn must_be_empty<K: Kv>(kv: &K) -> Result<(), StoreError> {
+    let mut empty = true;
+    kv.scan(&[], &[0xff], &mut |_, _| {
+        empty = false;
+        false
+    })?;
+    if empty { Ok(()) } else { Err(StoreError::Foreign { path: kv.path().to_owned() }) }
+}
+
+fn decode_identity(path: &Path, bytes: &[u8]) -> Result<Identity, StoreError> {
+    // The version alone first: another version's identity may have other fields.
+    #[derive(Deserialize)]
+    struct VersionOnly {
+        format: u32,
+    }
+    let version: VersionOnly = from_json(path, "identity", bytes)?;
+    if version.format != FORMAT_VERSION {
+        return Err(StoreError::Format {
+            path: path.to_owned(),
+            found: version.format,
+            supported: FORMAT_VERSION,
+        });
+    }
+    from_json(path, "identity", bytes)
 }
 
 impl<K: Kv> LogStore for KvLog<K> {

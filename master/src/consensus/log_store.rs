@@ -46,6 +46,34 @@ pub struct Bootstrap {
     pub voters: Vec<u64>,
 }
 
+impl Bootstrap {
+    /// A new cluster of this one master.
+    pub fn alone() -> Self {
+        let raft_id = random_id();
+        Self::founders(random_cluster_id(), raft_id, vec![raft_id])
+    }
+
+    /// A new cluster of several: every one of them is given the same cluster id and voters, and its own `raft_id`.
+    pub fn founders(cluster_id: String, raft_id: u64, voters: Vec<u64>) -> Self {
+        Self { identity: Identity { format: FORMAT_VERSION, cluster_id, raft_id }, voters }
+    }
+
+    /// A member that a running cluster is going to add.
+    pub fn joining(cluster_id: String, raft_id: u64) -> Self {
+        Self::founders(cluster_id, raft_id, Vec::new())
+    }
+}
+
+/// For a new member: never 0.
+pub fn random_id() -> u64 {
+    rand::random_range(1..=u64::MAX)
+}
+
+/// For a new cluster.
+pub fn random_cluster_id() -> String {
+    uuid::Uuid::new_v4().to_string()
+}
+
 /// The records beside the log, as found when the store was opened.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Loaded {

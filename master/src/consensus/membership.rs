@@ -4,6 +4,7 @@
 //! ours carries the change as JSON in its context, and that is what every member reads when it applies the entry.
 
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry};
+use raft::{Changer, ProgressTracker};
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +64,25 @@ pub fn to_conf_change(steps: &[MembershipStep]) -> ConfChangeV2 {
         })
         .collect();
     ConfChangeV2 { changes: changes.into(), ..Default::default() }
+}
+
+/// Whether `id` has a part in the group, voting or not.
+pub fn contains(conf: &ConfState, id: u64) -> bool {
+    let ConfState { voters, learners, voters_outgoing, learners_next, .. } = conf;
+    [voters, learners, voters_outgoing, learners_next].iter().any(|ids| ids.contains(&id))
+}
+
+/// What is wrong with applying a change to the group as it is now, if anything.
+pub fn refusal(group: &ProgressTracker, change: &ConfChangeV2) -> Option<String> {
+    let mut changer = Changer::new(group);
+    let result = if change.leave_joint() {
+        changer.leave_joint()
+    } else if let Some(auto_leave) = change.enter_joint() {
+        changer.enter_joint(auto_leave, &change.changes)
+    } else {
+        changer.simple(&change.changes)
+    };
+    result.err().map(|error| error.to_string())
 }
 
 /// The change that an entry carries. An entry without one is Raft's own, which leaves a joint configuration.

@@ -1,14 +1,17 @@
 //! The replicated log: a Raft group over a durable store, and the state machine on top of it.
 //!
 //! ```text
-//! propose ──► node (one thread: RawNode + state machine) ──► watch of Published
-//!                │ LogStore (sled | memory)   │ Transport (nobody yet)
-//!                │ SnapshotDir (files)        │ Watchdog (age of the unfinished write)
+//! propose ──► event loop ──► node (RawNode + state machine) ──► watch of Published, of MembersView
+//!                │ LogStore (sled | memory)   │ Transport (to the other members)
+//!                │ SnapshotStore (files)      │ Watchdog (age of the unfinished write)
 //! ```
+//!
+//! The node has no thread and no clock, so that a simulator can drive several of them through years of mishaps.
 //!
 //! What an answered proposal did is on a majority's disks and in the published state.
 
 mod data_dir;
+mod event_loop;
 mod kv_log;
 mod log_store;
 mod logging;
@@ -16,10 +19,13 @@ mod membership;
 mod memory_store;
 mod node;
 mod raft_storage;
+mod replies;
 mod sled_store;
 mod snapshots;
 mod state_machine;
+mod storage;
 mod transport;
+mod view;
 mod watchdog;
 
 #[cfg(test)]
@@ -31,34 +37,33 @@ pub use data_dir::DataDirError;
 pub use kv_log::{Change, Kv, KvLog};
 pub use log_store::{
     Batch, Bootstrap, Durability, Identity, Loaded, LogStore, Membership, Position, StoreError,
+    random_cluster_id, random_id,
 };
 pub use membership::MembershipStep;
 pub use memory_store::{MemoryDisk, MemoryKv, MemoryStore};
-pub use node::{FatalError, SnapshotPolicy};
+pub use node::{FatalError, RaftTiming, SnapshotPolicy};
 pub use sled_store::{SledKv, SledStore};
-pub use snapshots::{SnapshotDir, SnapshotError};
-pub use state_machine::StateMachine;
+pub use snapshots::{SnapshotDir, SnapshotError, SnapshotStore};
+pub use state_machine::{Fnv1a, StateMachine};
+pub use storage::Storage;
 pub use transport::{NoPeers, Transport, Unreachable};
+pub use view::{MembersView, PeerView};
 
-use data_dir::DataDir;
 use firesteel_common::Epoch;
 use firesteel_master_core::ClusterState;
-use log_store::FORMAT_VERSION;
-use node::{Input, Node, Parts, Proposal};
+use node::{Input, Node, Parts, Proposal, SnapshotWriter, Views};
 use raft::eraftpb::Message;
 use raft_storage::Failure;
 use state_machine::encode_command;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, oneshot, watch};
 use watchdog::Watchdog;
 
-/// Raft's clock: a heartbeat every two ticks, an election after ten to twenty.
-pub const TICK: Duration = Duration::from_millis(100);
 /// An unfinished write older than this ends the process.
 const WRITE_LIMIT: Duration = Duration::from_secs(30);
 /// How long `main` has to end the process by itself after a stalled write was reported.
@@ -114,6 +119,11 @@ pub enum OpenError {
     Snapshot(#[from] SnapshotError),
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
+    #[error(
+        "{} holds no cluster: give --data-dir the directory of a master that was a member of the lost one",
+        path.display()
+    )]
+    NothingToForce { path: PathBuf },
 }
 
 /// Why a proposal has no outcome.
@@ -130,6 +140,14 @@ pub enum ProposeError {
     TooLarge { bytes: usize, limit: usize },
     #[error("the command cannot be encoded: {0}")]
     NotEncodable(String),
+    #[error("the members cannot be changed like this: {0}")]
+    InvalidChange(String),
+    #[error(
+        "no other master took over the leadership: it is not a voter, is not reachable, or lacks too much of the log"
+    )]
+    TransferFailed,
+    #[error("no snapshot was written: {0}")]
+    SnapshotFailed(String),
     #[error("this master is stopping")]
     Stopped,
 }
@@ -138,6 +156,7 @@ pub enum ProposeError {
 pub struct Consensus<S: StateMachine = ClusterState> {
     inbox: Arc<Inbox<S>>,
     published: watch::Receiver<Published<S>>,
+    members: watch::Receiver<Arc<MembersView>>,
     permits: Arc<Semaphore>,
     ended: watch::Receiver<()>,
     identity: Arc<Identity>,
@@ -148,6 +167,7 @@ impl<S: StateMachine> Clone for Consensus<S> {
         Self {
             inbox: self.inbox.clone(),
             published: self.published.clone(),
+            members: self.members.clone(),
             permits: self.permits.clone(),
             ended: self.ended.clone(),
             identity: self.identity.clone(),
@@ -179,27 +199,59 @@ impl ConsensusThread {
     }
 }
 
-/// Delivers messages from other members to the group's loop.
+/// Where a transport delivers what other members send, and says what became of what it was given to send.
 #[derive(Clone)]
 pub struct PeerInbox<S: StateMachine>(Sender<Input<S>>);
 
 impl<S: StateMachine> PeerInbox<S> {
     pub fn deliver(&self, message: Message) {
-        // A loop that has ended takes no messages, as if the network had lost them.
-        let _ = self.0.send(Input::Message(message));
+        self.put(Input::Message(message));
+    }
+
+    /// Something for `id` was lost on the way.
+    pub fn unreachable(&self, id: u64) {
+        self.put(Input::Unreachable(id));
+    }
+
+    /// The end of every snapshot that the transport took: raft sends `id` nothing else until it knows.
+    pub fn snapshot_sent(&self, id: u64, ok: bool) {
+        self.put(Input::SnapshotSent { to: id, ok });
+    }
+
+    /// The connection from member `from` has broken. If it is the leader, an election follows after the random part of the
+    /// election timeout instead of the whole.
+    pub fn connection_lost(&self, from: u64) {
+        self.put(Input::ConnectionLost(from));
+    }
+
+    /// A peer said that this member has been removed: ends it with [`FatalError::Removed`].
+    pub fn removed(&self) {
+        self.put(Input::Removed);
+    }
+
+    fn put(&self, input: Input<S>) {
+        // A loop that has ended takes nothing, as if the network had lost it.
+        let _ = self.0.send(input);
     }
 }
 
 /// What distinguishes one start from another; the default is a lone master's.
 pub struct Settings<T = NoPeers> {
     pub transport: T,
-    pub tick: Duration,
+    pub timing: RaftTiming,
     pub snapshots: SnapshotPolicy,
+}
+
+impl<T> Settings<T> {
+    /// With everything else as usual.
+    pub fn new(transport: T) -> Self {
+        Self { transport, timing: RaftTiming::default(), snapshots: SnapshotPolicy::default() }
+    }
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { transport: NoPeers, tick: TICK, snapshots: SnapshotPolicy::default() }
+        Self::new(NoPeers)
     }
 }
 
@@ -217,16 +269,26 @@ impl<S: StateMachine> Consensus<S> {
         data_dir: &Path,
         settings: Settings<T>,
     ) -> Result<(Self, ConsensusThread), OpenError> {
-        let dir = DataDir::open(data_dir)?;
-        let log = SledStore::open(SledKv::open(&dir.log())?, new_cluster)?;
-        let snapshots = SnapshotDir::open(&dir.snapshots(), &log.load().identity.cluster_id)?;
-        Self::start(log, snapshots, settings, dir)
+        Self::open_storage(Storage::open(data_dir)?, Bootstrap::alone(), |_| settings)
+    }
+
+    /// Runs the group on an open data directory; a new one begins as `fresh` says. A transport needs the inbox to deliver
+    /// what it receives.
+    pub fn open_storage<T: Transport>(
+        storage: Storage,
+        fresh: Bootstrap,
+        settings: impl FnOnce(PeerInbox<S>) -> Settings<T>,
+    ) -> Result<(Self, ConsensusThread), OpenError> {
+        let (log, snapshots, dir) = storage.start(fresh)?;
+        let (inbox, inputs) = mpsc::channel();
+        let settings = settings(PeerInbox(inbox.clone()));
+        Self::start_on(log, snapshots, settings, dir, inbox, inputs)
     }
 
     /// Starts the loop over an open store. `keep` (a lock) is dropped when everything else is.
-    pub fn start<L: LogStore, T: Transport>(
+    pub fn start<L: LogStore, P: SnapshotStore, T: Transport>(
         log: L,
-        snapshots: SnapshotDir,
+        snapshots: P,
         settings: Settings<T>,
         keep: impl Send + 'static,
     ) -> Result<(Self, ConsensusThread), OpenError> {
@@ -235,9 +297,9 @@ impl<S: StateMachine> Consensus<S> {
     }
 
     /// As [`Consensus::start`] with the loop's queue made before: a transport may need its sending end.
-    fn start_on<L: LogStore, T: Transport>(
+    fn start_on<L: LogStore, P: SnapshotStore, T: Transport>(
         log: L,
-        snapshots: SnapshotDir,
+        snapshots: P,
         settings: Settings<T>,
         keep: impl Send + 'static,
         inbox: Sender<Input<S>>,
@@ -262,22 +324,25 @@ impl<S: StateMachine> Consensus<S> {
 
         let failure = Failure::default();
         let identity = Arc::new(log.load().identity);
-        let (node, published) = Node::new(Parts {
+        let parts = Parts {
             log,
             snapshots,
             transport: settings.transport,
             watchdog,
             failure: failure.clone(),
-            tick: settings.tick,
+            timing: settings.timing,
             policy: settings.snapshots,
-            inbox: inputs,
-            to_self: inbox.clone(),
-        })?;
+            writer: SnapshotWriter::Background(inbox.clone()),
+            election_timeout: None,
+        };
+        let (node, Views { published, members }) = Node::new(parts, Instant::now())?;
+        let tick = settings.timing.tick;
         let (ended_sender, ended) = watch::channel(());
         thread::Builder::new()
             .name("consensus".into())
             .spawn(move || {
-                let result = catch_unwind(AssertUnwindSafe(move || node.run())).unwrap_or_else(|panic| {
+                let run = AssertUnwindSafe(move || event_loop::run(node, &inputs, tick));
+                let result = catch_unwind(run).unwrap_or_else(|panic| {
                     let said = panic
                         .downcast_ref::<String>()
                         .cloned()
@@ -292,7 +357,8 @@ impl<S: StateMachine> Consensus<S> {
             .map_err(OpenError::Thread)?;
         let permits = Arc::new(Semaphore::new(MAX_COMMANDS_UNDER_WAY));
         let inbox = Arc::new(Inbox(inbox));
-        Ok((Self { inbox, published, permits, ended, identity }, ConsensusThread { report: reported }))
+        let group = Self { inbox, published, members, permits, ended, identity };
+        Ok((group, ConsensusThread { report: reported }))
     }
 
     /// Who this member is.
@@ -319,19 +385,46 @@ impl<S: StateMachine> Consensus<S> {
         let weight = encoded.len().min(MAX_COMMANDS_UNDER_WAY) as u32;
         let permit =
             self.permits.clone().acquire_many_owned(weight).await.map_err(|_| ProposeError::Stopped)?;
-        let (reply, answer) = oneshot::channel();
-        self.inbox
-            .0
-            .send(Input::Propose(Proposal { commands: encoded, reply, permit }))
-            .map_err(|_| ProposeError::Stopped)?;
-        answer.await.unwrap_or(Err(ProposeError::Stopped))
+        self.ask(|answer| Input::Propose(Proposal { commands: encoded, answer, permit: Some(permit) })).await
     }
 
     /// Changes who belongs to the group; answers when the change is committed and applied here.
     pub async fn change_membership(&self, steps: Vec<MembershipStep>) -> Result<(), ProposeError> {
-        let (reply, answer) = oneshot::channel();
-        self.inbox.0.send(Input::ChangeMembership { steps, reply }).map_err(|_| ProposeError::Stopped)?;
+        self.ask(|answer| Input::ChangeMembership { steps, answer }).await
+    }
+
+    /// Hands the leadership over: to this member, or to the live voter that has the most of the log. `Ok` when this
+    /// member no longer leads and knows who does.
+    ///
+    /// [`ProposeError::NotLeader`] if it did not lead; [`ProposeError::TransferFailed`] when it still leads after at most
+    /// two election timeouts. Proposals meanwhile are [`ProposeError::Busy`].
+    pub async fn transfer_leadership(&self, to: Option<u64>) -> Result<(), ProposeError> {
+        self.ask(|answer| Input::Transfer { to, answer }).await
+    }
+
+    /// Writes a snapshot of at least everything that this member has applied now, wherever the leader is.
+    pub async fn snapshot_now(&self) -> Result<Position, ProposeError> {
+        self.ask(Input::SnapshotNow).await
+    }
+
+    /// After this the published state has everything that was acknowledged, by whatever member, before the call. Only on
+    /// the leader, which asks a majority whether it still is: otherwise [`ProposeError::NotLeader`].
+    pub async fn read_barrier(&self) -> Result<(), ProposeError> {
+        self.ask(Input::ReadBarrier).await
+    }
+
+    async fn ask<A>(
+        &self,
+        input: impl FnOnce(oneshot::Sender<Result<A, ProposeError>>) -> Input<S>,
+    ) -> Result<A, ProposeError> {
+        let (sender, answer) = oneshot::channel();
+        self.inbox.0.send(input(sender)).map_err(|_| ProposeError::Stopped)?;
         answer.await.unwrap_or(Err(ProposeError::Stopped))
+    }
+
+    /// The group as this member sees it. Renewed at most once per tick.
+    pub fn members(&self) -> watch::Receiver<Arc<MembersView>> {
+        self.members.clone()
     }
 
     /// The newest state, and notice of every change.
@@ -349,14 +442,5 @@ impl<S: StateMachine> Consensus<S> {
         let _ = self.inbox.0.send(Input::Stop);
         // Nothing is ever sent: an error says that the thread is gone.
         while self.ended.changed().await.is_ok() {}
-    }
-}
-
-/// A cluster of this one master, with names of its own.
-fn new_cluster() -> Bootstrap {
-    let raft_id = rand::random_range(1..=u64::MAX);
-    Bootstrap {
-        identity: Identity { format: FORMAT_VERSION, cluster_id: uuid::Uuid::new_v4().to_string(), raft_id },
-        voters: vec![raft_id],
     }
 }

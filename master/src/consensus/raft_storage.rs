@@ -1,8 +1,9 @@
 //! The log as the `raft` crate reads it. Writing goes around it, straight to the [`LogStore`].
 
 use super::log_store::{LogStore, StoreError};
-use super::snapshots::SnapshotDir;
-use raft::eraftpb::{ConfState, Entry, Snapshot};
+use super::membership::contains;
+use super::snapshots::SnapshotStore;
+use raft::eraftpb::{Entry, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 use std::cell::Cell;
 use std::fmt::Display;
@@ -21,16 +22,16 @@ impl Failure {
     }
 }
 
-pub struct RaftStorage<L> {
+pub struct RaftStorage<L, P> {
     pub log: L,
-    pub snapshots: SnapshotDir,
+    pub snapshots: P,
     failure: Failure,
     /// A member needs a snapshot that does not exist yet.
     snapshot_wanted: Cell<bool>,
 }
 
-impl<L: LogStore> RaftStorage<L> {
-    pub fn new(log: L, snapshots: SnapshotDir, failure: Failure) -> Self {
+impl<L: LogStore, P: SnapshotStore> RaftStorage<L, P> {
+    pub fn new(log: L, snapshots: P, failure: Failure) -> Self {
         Self { log, snapshots, failure, snapshot_wanted: Cell::new(false) }
     }
 
@@ -50,7 +51,7 @@ impl<L: LogStore> RaftStorage<L> {
     }
 }
 
-impl<L: LogStore> Storage for RaftStorage<L> {
+impl<L: LogStore, P: SnapshotStore> Storage for RaftStorage<L, P> {
     fn initial_state(&self) -> raft::Result<RaftState> {
         let loaded = self.log.load();
         Ok(RaftState::new(loaded.hard_state, loaded.membership.conf_state))
@@ -91,8 +92,7 @@ impl<L: LogStore> Storage for RaftStorage<L> {
             StorageError::Other(Box::new(e))
         })?;
         // Raft refuses to restore a snapshot of a group that it does not belong to.
-        let ConfState { voters, learners, voters_outgoing, learners_next, .. } = &file.conf_state;
-        if ![voters, learners, voters_outgoing, learners_next].iter().any(|ids| ids.contains(&to)) {
+        if !contains(&file.conf_state, to) {
             return too_old();
         }
         let mut snapshot = Snapshot { data: file.state.into(), ..Default::default() };

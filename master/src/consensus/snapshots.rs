@@ -6,11 +6,13 @@ use super::data_dir::{create_private_dir, sync_dir};
 use super::log_store::{FORMAT_VERSION, Position};
 use super::membership::StoredConfState;
 use raft::eraftpb::ConfState;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
@@ -24,6 +26,12 @@ pub enum SnapshotError {
         path.display()
     )]
     Corrupt { path: PathBuf, what: String },
+    #[error(
+        "the snapshot {} has format {found}, and this build reads format {supported}: start the firesteel-master \
+         that wrote it, or give --data-dir another directory",
+        path.display()
+    )]
+    Format { path: PathBuf, found: u32, supported: u32 },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -43,6 +51,38 @@ pub struct Snapshot {
     pub state: Vec<u8>,
 }
 
+/// Where a member keeps the snapshots of its state machine.
+pub trait SnapshotStore: Clone + Send + 'static {
+    /// Writes a state as of `position`; durable when it returns.
+    fn write<S: Serialize>(
+        &self,
+        position: Position,
+        conf_state: &ConfState,
+        state: &S,
+    ) -> Result<(), SnapshotError>;
+    /// Writes a snapshot that came from another member; durable when it returns.
+    fn write_received(
+        &self,
+        position: Position,
+        conf_state: &ConfState,
+        state: &[u8],
+    ) -> Result<(), SnapshotError>;
+    fn read(&self, position: Position) -> Result<Snapshot, SnapshotError>;
+    /// Removes every other snapshot.
+    fn keep_only(&self, position: Position);
+    /// When it was written, in milliseconds since 1970.
+    fn written_ms(&self, position: Position) -> Option<u64>;
+    /// For messages.
+    fn file(&self, position: Position) -> PathBuf;
+
+    fn parse<S: DeserializeOwned>(&self, position: Position, state: &[u8]) -> Result<S, SnapshotError> {
+        serde_json::from_slice(state).map_err(|e| SnapshotError::Corrupt {
+            path: self.file(position),
+            what: format!("its state: {e}"),
+        })
+    }
+}
+
 /// The directory of snapshot files of one member.
 #[derive(Debug, Clone)]
 pub struct SnapshotDir {
@@ -50,49 +90,55 @@ pub struct SnapshotDir {
     cluster_id: String,
 }
 
+/// A snapshot that gets its name once the log belongs to the cluster that it names.
+const STAGED: &str = "staged";
+const PARTIAL: &str = "partial";
+const COMPLETE: &str = "snapshot";
+
 impl SnapshotDir {
     /// Creates the directory if need be and removes what an interrupted write left.
     pub fn open(path: &Path, cluster_id: &str) -> Result<Self, SnapshotError> {
         let failed = |source| SnapshotError::Write { path: path.to_owned(), source };
         create_private_dir(path).map_err(failed)?;
+        let dir = Self { path: path.to_owned(), cluster_id: cluster_id.to_owned() };
         for entry in fs::read_dir(path).map_err(failed)? {
             let file = entry.map_err(failed)?.path();
-            if file.extension().is_some_and(|e| e == "partial") {
+            if has_extension(&file, PARTIAL) {
                 fs::remove_file(&file).map_err(failed)?;
+            } else if has_extension(&file, STAGED) {
+                if header_of(&file).is_some_and(|header| header.cluster_id == cluster_id) {
+                    fs::rename(&file, file.with_extension(COMPLETE)).map_err(failed)?;
+                } else {
+                    fs::remove_file(&file).map_err(failed)?;
+                }
             }
         }
-        path.parent().map_or(Ok(()), sync_dir).map_err(failed)?;
-        Ok(Self { path: path.to_owned(), cluster_id: cluster_id.to_owned() })
+        sync_dir(path).and_then(|()| path.parent().map_or(Ok(()), sync_dir)).map_err(failed)?;
+        Ok(dir)
     }
 
-    /// Writes a state as of `position`; durable when it returns.
-    pub fn write<S: Serialize>(
+    /// Prepares the snapshot at `position` for becoming one of another cluster, of these members. The next
+    /// [`SnapshotDir::open`] for that cluster puts it in the old one's place; one for the old cluster removes it.
+    pub fn stage_for(
         &self,
+        cluster_id: &str,
         position: Position,
         conf_state: &ConfState,
-        state: &S,
     ) -> Result<(), SnapshotError> {
-        self.write_with(position, conf_state, |out| Ok(serde_json::to_writer(out, state)?))
+        let old = self.read(position)?;
+        let other = Self { path: self.path.clone(), cluster_id: cluster_id.to_owned() };
+        let path = self.file(position).with_extension(STAGED);
+        other.write_to(&path, position, conf_state, |out| out.write_all(&old.state))
     }
 
-    /// Writes a snapshot that came from another member.
-    pub fn write_received(
+    fn write_to(
         &self,
-        position: Position,
-        conf_state: &ConfState,
-        state: &[u8],
-    ) -> Result<(), SnapshotError> {
-        self.write_with(position, conf_state, |out| out.write_all(state))
-    }
-
-    fn write_with(
-        &self,
+        path: &Path,
         position: Position,
         conf_state: &ConfState,
         body: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> Result<(), SnapshotError> {
-        let path = self.file(position);
-        let partial = path.with_extension("partial");
+        let partial = path.with_extension(PARTIAL);
         let write = || {
             let file =
                 OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&partial)?;
@@ -109,17 +155,38 @@ impl SnapshotDir {
             let Checksummed { mut inner, hasher } = out;
             inner.write_all(&hasher.finalize().to_le_bytes())?;
             inner.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-            fs::rename(&partial, &path)?;
+            fs::rename(&partial, path)?;
             sync_dir(&self.path)
         };
         write().map_err(|source| {
             // A disk that is full must not stay full because of us.
             let _ = fs::remove_file(&partial);
-            SnapshotError::Write { path, source }
+            SnapshotError::Write { path: path.to_owned(), source }
         })
     }
+}
 
-    pub fn read(&self, position: Position) -> Result<Snapshot, SnapshotError> {
+impl SnapshotStore for SnapshotDir {
+    fn write<S: Serialize>(
+        &self,
+        position: Position,
+        conf_state: &ConfState,
+        state: &S,
+    ) -> Result<(), SnapshotError> {
+        let path = self.file(position);
+        self.write_to(&path, position, conf_state, |out| Ok(serde_json::to_writer(out, state)?))
+    }
+
+    fn write_received(
+        &self,
+        position: Position,
+        conf_state: &ConfState,
+        state: &[u8],
+    ) -> Result<(), SnapshotError> {
+        self.write_to(&self.file(position), position, conf_state, |out| out.write_all(state))
+    }
+
+    fn read(&self, position: Position) -> Result<Snapshot, SnapshotError> {
         let path = self.file(position);
         let mut bytes =
             fs::read(&path).map_err(|source| SnapshotError::Read { path: path.clone(), source })?;
@@ -136,10 +203,11 @@ impl SnapshotDir {
         let header: Header =
             serde_json::from_slice(&content[..line]).map_err(|e| corrupt(format!("its header: {e}")))?;
         if header.format != FORMAT_VERSION {
-            return Err(corrupt(format!(
-                "it has format {}, this build reads {FORMAT_VERSION}",
-                header.format
-            )));
+            return Err(SnapshotError::Format {
+                path: path.clone(),
+                found: header.format,
+                supported: FORMAT_VERSION,
+            });
         }
         if header.cluster_id != self.cluster_id {
             return Err(corrupt(format!("it belongs to cluster {}", header.cluster_id)));
@@ -152,23 +220,12 @@ impl SnapshotDir {
         Ok(Snapshot { position, conf_state: header.members.into(), state: bytes })
     }
 
-    pub fn parse<S: for<'de> Deserialize<'de>>(
-        &self,
-        position: Position,
-        state: &[u8],
-    ) -> Result<S, SnapshotError> {
-        serde_json::from_slice(state).map_err(|e| SnapshotError::Corrupt {
-            path: self.file(position),
-            what: format!("its state: {e}"),
-        })
-    }
-
     /// Removes every other snapshot. A file that cannot be removed now goes with the next call.
-    pub fn keep_only(&self, position: Position) {
+    fn keep_only(&self, position: Position) {
         let keep = self.file(position);
         for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
             let file = entry.path();
-            if file.extension().is_some_and(|e| e == "snapshot")
+            if has_extension(&file, COMPLETE)
                 && file != keep
                 && let Err(error) = fs::remove_file(&file)
             {
@@ -177,9 +234,30 @@ impl SnapshotDir {
         }
     }
 
-    fn file(&self, position: Position) -> PathBuf {
-        self.path.join(format!("{:020}-{}.snapshot", position.index, position.term))
+    fn written_ms(&self, position: Position) -> Option<u64> {
+        let written = fs::metadata(self.file(position)).and_then(|file| file.modified()).ok()?;
+        let since = written.duration_since(UNIX_EPOCH).ok()?;
+        u64::try_from(since.as_millis()).ok()
     }
+
+    fn file(&self, position: Position) -> PathBuf {
+        self.path.join(format!("{:020}-{}.{COMPLETE}", position.index, position.term))
+    }
+}
+
+fn has_extension(file: &Path, extension: &str) -> bool {
+    file.extension().is_some_and(|e| e == extension)
+}
+
+/// The header of a snapshot whose checksum is right.
+fn header_of(file: &Path) -> Option<Header> {
+    let bytes = fs::read(file).ok()?;
+    let (content, crc) = bytes.split_last_chunk::<4>()?;
+    if crc32fast::hash(content) != u32::from_le_bytes(*crc) {
+        return None;
+    }
+    let line = content.split(|b| *b == b'\n').next()?;
+    serde_json::from_slice(line).ok()
 }
 
 struct Checksummed<W> {

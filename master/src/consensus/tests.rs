@@ -1,6 +1,6 @@
 //! The whole group, loop and store, over a small state machine.
 
-use super::log_store::BOOTSTRAP;
+use super::log_store::{BOOTSTRAP, FORMAT_VERSION};
 use super::*;
 use raft::eraftpb::{ConfState, MessageType};
 use serde::{Deserialize, Serialize};
@@ -135,7 +135,8 @@ async fn restarting_reads_the_snapshot_and_the_log_behind_it() {
         assert!(!files.is_empty(), "round {round}");
     }
     // The log itself no longer has the beginning: what came back came from a snapshot.
-    let log = SledStore::open(SledKv::open(&temp.path().join("raft/log")).unwrap(), new_cluster).unwrap();
+    let log =
+        SledStore::open(SledKv::open(&temp.path().join("raft/log")).unwrap(), Bootstrap::alone).unwrap();
     assert!(log.first_index() > 300, "{}", log.first_index());
     assert!(log.load().snapshot.is_some());
 }
@@ -264,7 +265,7 @@ impl<L: LogStore> LogStore for Failing<L> {
 async fn a_failed_write_is_the_end_and_nothing_unwritten_is_answered() {
     let temp = tempfile::tempdir().unwrap();
     let snapshots = SnapshotDir::open(temp.path(), "c").unwrap();
-    let log = MemoryStore::open(MemoryKv::new(&MemoryDisk::default()), new_cluster).unwrap();
+    let log = MemoryStore::open(MemoryKv::new(&MemoryDisk::default()), Bootstrap::alone).unwrap();
     let log = Failing { inner: log, writes_left: 2 };
     let (group, thread) = Group::start(log, snapshots, Settings::default(), ()).unwrap();
     until(&group, |p| p.leader).await;
@@ -288,7 +289,8 @@ async fn a_stored_membership_survives_restart_and_replay() {
         assert_eq!(journal(&group), ["a", "b"]);
         group.stop().await;
     }
-    let log = SledStore::open(SledKv::open(&temp.path().join("raft/log")).unwrap(), new_cluster).unwrap();
+    let log =
+        SledStore::open(SledKv::open(&temp.path().join("raft/log")).unwrap(), Bootstrap::alone).unwrap();
     assert_eq!(log.load().membership.conf_state.learners, [42]);
     assert!(log.load().membership.applied > BOOTSTRAP.index);
 }
@@ -347,11 +349,10 @@ mod three_members {
             };
             let log = MemoryStore::open(MemoryKv::new(&self.disk), bootstrap).unwrap();
             let snapshots = SnapshotDir::open(self.snapshots.path(), "c").unwrap();
-            let settings = Settings {
-                transport: Wire { network: network.clone(), from: self.id },
-                tick: Duration::from_millis(10),
-                snapshots: small_snapshots(),
-            };
+            let mut settings = Settings::new(Wire { network: network.clone(), from: self.id });
+            settings.timing =
+                RaftTiming { tick: Duration::from_millis(10), election_ticks: 10, heartbeat_ticks: 2 };
+            settings.snapshots = small_snapshots();
             let (group, thread) = Group::start(log, snapshots, settings, ()).unwrap();
             network.0.lock().unwrap().inboxes.insert(self.id, group.peer_inbox());
             (group, thread)
@@ -474,7 +475,8 @@ mod three_members {
         network.0.lock().unwrap().cut = vec![2];
         let alone = first.propose(vec!["alone".into()]).await;
         assert!(matches!(alone, Err(ProposeError::LeadershipLost)), "{alone:?}");
-        let members = MemoryStore::open(MemoryKv::new(&two.disk), new_cluster).unwrap().load().membership;
+        let members =
+            MemoryStore::open(MemoryKv::new(&two.disk), Bootstrap::alone).unwrap().load().membership;
         assert_eq!(members.conf_state, ConfState::from((vec![1, 2], vec![])));
     }
 

@@ -26,7 +26,7 @@ impl Shared {
 }
 
 /// Watches the age of at most one unfinished operation.
-pub struct Watchdog(Arc<Shared>);
+pub struct Watchdog(Option<Arc<Shared>>);
 
 impl Watchdog {
     /// `stalled` is called once, on a thread of its own, when an operation has taken longer than `limit`.
@@ -38,28 +38,36 @@ impl Watchdog {
                 stalled(age);
             }
         })?;
-        Ok(Self(shared))
+        Ok(Self(Some(shared)))
+    }
+
+    /// For a medium that cannot hang.
+    pub fn none() -> Self {
+        Self(None)
     }
 
     /// Runs `operation` under watch.
     pub fn watch<T>(&self, operation: impl FnOnce() -> T) -> T {
+        let Some(shared) = &self.0 else { return operation() };
         {
-            let mut watched = self.0.lock();
+            let mut watched = shared.lock();
             watched.since = Some(Instant::now());
             if watched.asleep {
-                self.0.changed.notify_one();
+                shared.changed.notify_one();
             }
         }
         let result = operation();
-        self.0.lock().since = None;
+        shared.lock().since = None;
         result
     }
 }
 
 impl Drop for Watchdog {
     fn drop(&mut self) {
-        self.0.lock().closed = true;
-        self.0.changed.notify_one();
+        if let Some(shared) = &self.0 {
+            shared.lock().closed = true;
+            shared.changed.notify_one();
+        }
     }
 }
 
