@@ -128,11 +128,7 @@ impl Daemon {
         addresses.learn([(raft_id, own.clone())]);
         address_file.write(&addresses);
         let (cluster_id, book) = (beginning.cluster_id, addresses.clone());
-        let (consensus, thread) = Consensus::open_storage(storage, beginning.bootstrap, |inbox| Settings {
-            transport: Network::new(cluster_id, raft_id, book, inbox),
-            tick: TICK,
-            snapshots: SnapshotPolicy::default(),
-        })?;
+        let (consensus, thread) = Consensus::open_storage(storage, beginning.bootstrap, |inbox| Settings::new(Network::new(cluster_id, raft_id, book, inbox)))?;
         let thread = tokio::spawn(thread.ended());
         let artifacts = Artifacts::open(&config.data_dir).await?;
         let master_url = MasterUrl::new(host.clone(), grpc_port);

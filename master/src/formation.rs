@@ -123,8 +123,8 @@ pub async fn begin(
     let me = presence.raft_id();
     let own = presence.addresses().clone();
     if plan.join.is_empty() {
-        let bootstrap = Bootstrap::alone_as(me);
-        let cluster_id = bootstrap.identity.cluster_id.clone();
+        let cluster_id = uuid::Uuid::new_v4().to_string();
+        let bootstrap = Bootstrap::founders(cluster_id.clone(), me, vec![me]);
         return Ok(Beginning { bootstrap, cluster_id, addresses: [(me, own)].into(), founders: vec![me] });
     }
     let mut told = String::new();
