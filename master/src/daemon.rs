@@ -3,9 +3,7 @@
 use crate::artifacts::{ArtifactError, Artifacts};
 use crate::cluster::{Cluster, Parts, now_ms};
 use crate::config::Config;
-use crate::consensus::{
-    Bootstrap, Consensus, FatalError, OpenError, Settings, SnapshotPolicy, Storage, TICK,
-};
+use crate::consensus::{Bootstrap, Consensus, FatalError, OpenError, Settings, Storage};
 use crate::formation::{self, Beginning, FormationError};
 use crate::peers::addresses::{AddressBook, AddressFile, Addresses};
 use crate::peers::network::Network;

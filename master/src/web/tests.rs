@@ -1,6 +1,7 @@
 //! Every page through the router, over a state made with real commands.
 
 use super::*;
+use crate::consensus::PeerView;
 use crate::soft::Usage;
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Method, Request, header};
@@ -25,6 +26,7 @@ struct Cluster {
     leader_id: Option<u64>,
     leader: bool,
     lag: u64,
+    members: MembersView,
 }
 
 impl Cluster {
@@ -39,6 +41,7 @@ impl Cluster {
             leader_id: Some(7),
             leader: true,
             lag: 0,
+            members: MembersView { quorum: true, ..MembersView::default() },
         }
     }
 
@@ -147,6 +150,7 @@ impl Cluster {
         };
         router(WebContext {
             published: watch::channel(published).1,
+            members: watch::channel(Arc::new(self.members.clone())).1,
             soft: self.soft.clone(),
             master_url: MasterUrl::new("127.0.0.1".to_owned(), 7077),
             ui_url: "http://127.0.0.1:8080".to_owned(),
@@ -535,4 +539,46 @@ async fn a_master_that_does_not_lead_says_so() {
     cluster.leader_id = None;
     cluster.get("/").await.has(&["no leader", "nothing can be submitted"]);
     assert_eq!(status(&cluster.get("/json").await.body), "RECOVERING");
+}
+
+#[tokio::test]
+async fn the_masters_are_shown_once_there_are_several() {
+    let mut cluster = Cluster::new();
+    cluster.get("/").await.has_not(&["Behind"]);
+    for id in [7, 8, 9] {
+        cluster.apply(Command::PutMember {
+            id,
+            raft_address: format!("h{id}:7078"),
+            client_address: format!("h{id}:7077"),
+            ui_url: format!("http://h{id}:8080"),
+            version: "0.1.0".into(),
+            feature_level: 1,
+            non_voter: false,
+            at_ms: cluster.now_ms,
+        });
+    }
+    let heard = |matched| PeerView { matched, last_contact: Some(Instant::now()), snapshotting: false };
+    cluster.members = MembersView {
+        term: 4,
+        leader_id: Some(7),
+        member_id: 7,
+        leading: true,
+        voters: [7, 8, 9].into(),
+        committed: 100,
+        last_index: 100,
+        peers: [(8, heard(90)), (9, PeerView::default())].into(),
+        quorum: true,
+        ..MembersView::default()
+    };
+    let page = cluster.get("/").await;
+    page.has(&["Masters", "http://h8:8080", "silent", ">10<", "No master may be lost now"]);
+    cluster.get("/metrics").await.has(&["firesteel_raft_member_lag_entries{member=\"8\"} 10", "firesteel_raft_voters 3"]);
+
+    // Seen from a follower, with a way to the leader.
+    cluster.leader = false;
+    cluster.leader_id = Some(8);
+    cluster.members = MembersView { leading: false, leader_id: Some(8), peers: Default::default(), ..cluster.members };
+    cluster.get("/").await.has(&["This master follows", "href=\"http://h8:8080\"", "the leader knows"]);
+    cluster.members.quorum = false;
+    cluster.get("/").await.has(&["nothing can be submitted"]);
 }
