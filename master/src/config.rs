@@ -30,7 +30,7 @@ pub struct Flags {
     /// The port for submit, workers and drivers; 0 = any free port [default: 7077] [env: FIRESTEEL_MASTER_PORT]
     #[arg(short, long, value_name = "PORT")]
     pub port: Option<String>,
-    /// The port for other masters; 0 = any free port [default: 7078] [env: FIRESTEEL_MASTER_RAFT_PORT]
+    /// The port for other masters; 0 = any free port [default: 7078, or a free one where no other master is named] [env: FIRESTEEL_MASTER_RAFT_PORT]
     #[arg(long, value_name = "PORT")]
     pub raft_port: Option<String>,
     /// Other masters (their ports for masters): join their cluster, or with --bootstrap-expect found one with them.
@@ -90,8 +90,8 @@ pub struct Config {
     pub host: String,
     /// 0 = any free port.
     pub port: u16,
-    /// 0 = any free port.
-    pub raft_port: u16,
+    /// 0 = any free port. `None`: the default one, and for a master that is alone any other if that is taken.
+    pub raft_port: Option<u16>,
     /// How an empty data directory finds its cluster.
     pub plan: Plan,
     pub force_new_cluster: bool,
@@ -280,8 +280,12 @@ pub fn resolve(flags: Flags, environment: impl Fn(&str) -> Option<String>) -> Re
     if expect > 0 && !(expect as usize - 1..=expect as usize).contains(&join.len()) {
         return Err(ConfigError::Founders { expect, given: join.len() });
     }
+    let raft_port = match pick("raft-port", flags.raft_port, &["FIRESTEEL_MASTER_RAFT_PORT"]) {
+        Some(setting) => Some(setting.parse("a port (0 to 65535)")?),
+        None => None,
+    };
     Ok(Config {
-        raft_port: port("raft-port", flags.raft_port, "FIRESTEEL_MASTER_RAFT_PORT", DEFAULT_RAFT_PORT)?,
+        raft_port,
         plan: Plan { join, expect, non_voter: flags.non_voter },
         force_new_cluster: flags.force_new_cluster,
         port: port("port", flags.port, "FIRESTEEL_MASTER_PORT", DEFAULT_MASTER_PORT)?,

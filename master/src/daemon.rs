@@ -2,7 +2,7 @@
 
 use crate::artifacts::{ArtifactError, Artifacts};
 use crate::cluster::{Cluster, Parts, now_ms};
-use crate::config::Config;
+use crate::config::{Config, DEFAULT_RAFT_PORT};
 use crate::consensus::{Bootstrap, Consensus, FatalError, OpenError, Settings, Storage};
 use crate::formation::{self, Beginning, FormationError};
 use crate::peers::addresses::{AddressBook, AddressFile, Addresses};
@@ -64,7 +64,7 @@ impl Daemon {
         let started_ms = now_ms();
         let grpc = bind(&config.host, config.port, "--port").await?;
         let web_listener = bind(&config.host, config.webui_port, "--webui-port").await?;
-        let raft = bind(&config.host, config.raft_port, "--raft-port").await?;
+        let raft = bind_raft(config).await?;
         let (grpc_port, web_port) = (local_port(&grpc)?, local_port(&web_listener)?);
         let host = advertised_host(&config.host);
         let authority = |port| firesteel_proto::channel::authority(&host, port);
@@ -302,6 +302,21 @@ async fn bind(host: &str, port: u16, flag: &'static str) -> Result<TcpListener, 
             hint,
         }
     })
+}
+
+/// The port for other masters. Nobody knows that of a master that is alone, so another program on the default port does not
+/// keep it from starting; others learn it from `submit masters`.
+async fn bind_raft(config: &Config) -> Result<TcpListener, DaemonError> {
+    let bound = bind(&config.host, config.raft_port.unwrap_or(DEFAULT_RAFT_PORT), "--raft-port").await;
+    match bound {
+        Err(_) if config.raft_port.is_none() && config.plan.join.is_empty() => {
+            let listener = bind(&config.host, 0, "--raft-port").await?;
+            let port = local_port(&listener)?;
+            tracing::info!(port, "the port for other masters, {DEFAULT_RAFT_PORT}, is taken: using another one");
+            Ok(listener)
+        }
+        bound => bound,
+    }
 }
 
 fn local_port(listener: &TcpListener) -> Result<u16, DaemonError> {

@@ -9,7 +9,7 @@ fn command(data_dir: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_firesteel-master"));
     command
         .env_clear()
-        .args(["--webui-port", "0", "--data-dir"])
+        .args(["--webui-port", "0", "--raft-port", "0", "--data-dir"])
         .arg(data_dir)
         .args(arguments)
         .args(if arguments.contains(&"--port") { &[][..] } else { &["--port", "0"] })

@@ -313,7 +313,7 @@ fn wrong_addresses_are_explained() {
 fn two_masters_on_one_directory_and_a_duplicate_worker_are_refused() {
     let cluster = Cluster::start(1, 1);
     let second = Command::new(binary("firesteel-master"))
-        .args(["--port", "0", "--webui-port", "0", "--data-dir"])
+        .args(["--port", "0", "--webui-port", "0", "--raft-port", "0", "--data-dir"])
         .arg(cluster.master_dir(0))
         .output()
         .unwrap();
