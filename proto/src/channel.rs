@@ -1,6 +1,5 @@
 //! Channels and servers: time limits, keep-alive, message sizes, in one place.
 
-use firesteel_common::MasterUrl;
 use std::net::IpAddr;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -80,20 +79,6 @@ pub async fn connect_peer(address: &str) -> Result<Channel, ConnectError> {
         .http2_keep_alive_interval(PEER_KEEP_ALIVE)
         .keep_alive_timeout(PEER_KEEP_ALIVE);
     connect_endpoint(endpoint, address).await
-}
-
-/// Connects to the first master of `url` that answers.
-pub async fn connect_master(url: &MasterUrl) -> Result<Channel, ConnectError> {
-    let mut first_error = None;
-    for address in url.authorities() {
-        match connect(&address).await {
-            Ok(channel) => return Ok(channel),
-            Err(error) => {
-                first_error.get_or_insert(error);
-            }
-        }
-    }
-    Err(first_error.unwrap_or(ConnectError::Address { address: url.to_string() }))
 }
 
 /// The deepest cause says the most: "connection refused", not "transport error".

@@ -13,13 +13,21 @@ Exit codes: 0 success, 1 application failed, 2 usage, 3 master unreachable or un
 
 Options must stand before the script. A script that is named like a command needs a path: submit ./list";
 
+const MASTERS_HELP: &str = "\
+A new master joins by itself: scripts/start-master.sh --join HOST:7078 (any member's port for masters); it votes as soon \
+as it has caught up, unless it was started with --non-voter.
+
+Changes need a leader, so more than half of the voters. When those are lost for good, start one of the rest with \
+firesteel-master --force-new-cluster: it goes on alone with what it has, and the others join it anew. Its --help says \
+what may be lost.";
+
 /// Submits SQL scripts to a Firesteel cluster and looks after them.
 #[derive(Debug, Parser)]
 #[command(
     name = "submit",
     version,
     after_help = EXIT_CODES,
-    override_usage = "submit [OPTIONS] SCRIPT.sql\n       submit [OPTIONS] list | status ID | logs ID | kill ID…",
+    override_usage = "submit [OPTIONS] SCRIPT.sql\n       submit [OPTIONS] list | status ID | logs ID | kill ID… | masters",
     subcommand_help_heading = "Commands",
     disable_help_subcommand = true,
     max_term_width = 110
@@ -118,6 +126,14 @@ pub struct Submission {
     /// As many executors as fit in so many cores
     #[arg(long, value_name = "N")]
     pub total_executor_cores: Option<u32>,
+    /// Start the driver again when its process dies (cluster mode); as an attempt may be repeated, the result is copied here
+    /// only once the application has ended
+    #[arg(long)]
+    pub supervise: bool,
+    /// A name for this submission: given again with the same one, it is the same application and does not run twice
+    /// [default: a random one]
+    #[arg(long, value_name = "KEY", value_parser = parse_key)]
+    pub idempotency_key: Option<String>,
     /// Print the application's id and return (cluster mode)
     #[arg(long)]
     pub detach: bool,
@@ -181,6 +197,39 @@ pub enum Command {
         #[arg(required = true, value_name = "ID")]
         ids: Vec<String>,
     },
+    /// The masters of the cluster: who leads, who follows, how far each is
+    #[command(after_help = MASTERS_HELP, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
+    Masters {
+        #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+        output: ListFormat,
+        #[command(subcommand)]
+        action: Option<MastersCommand>,
+    },
+}
+
+/// What an operator does to the group of masters. Ids may be abbreviated.
+#[derive(Debug, Clone, Subcommand)]
+pub enum MastersCommand {
+    /// Let a non-voter vote
+    Add {
+        /// The master's id, or an unambiguous start of it
+        id: String,
+    },
+    /// Take a master out of the cluster for good
+    Remove {
+        /// The master's id, or an unambiguous start of it
+        id: String,
+        /// Do not ask
+        #[arg(short, long)]
+        yes: bool,
+    },
+    /// Let another master lead
+    Transfer {
+        /// The master's id, or an unambiguous start of it [default: whichever is furthest]
+        id: Option<String>,
+    },
+    /// Have the leader write a snapshot now
+    Snapshot,
 }
 
 impl Command {
@@ -190,12 +239,13 @@ impl Command {
             Self::Status { .. } => "status",
             Self::Logs { .. } => "logs",
             Self::Kill { .. } => "kill",
+            Self::Masters { .. } => "masters",
         }
     }
 }
 
 /// The names of the commands, for suggestions.
-pub const COMMANDS: [&str; 4] = ["list", "status", "logs", "kill"];
+pub const COMMANDS: [&str; 5] = ["list", "status", "logs", "kill", "masters"];
 
 /// Parses the command line; `--kill` and `--status` come back as the commands they stand for.
 ///
@@ -279,6 +329,14 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// The bound is the master's.
+fn parse_key(text: &str) -> Result<String, String> {
+    match text.len() {
+        1..=256 => Ok(text.to_owned()),
+        _ => Err("expected 1 to 256 bytes".into()),
+    }
+}
+
 fn parse_executor(text: &str) -> Result<u32, String> {
     text.strip_prefix("executor-")
         .unwrap_or(text)
@@ -340,6 +398,28 @@ mod tests {
             matches!(cli("submit --status a").unwrap().command, Some(Command::Status { id, .. }) if id == "a")
         );
         assert!(cli("submit --status a x.sql").is_err());
+    }
+
+    #[test]
+    fn masters_are_listed_or_changed() {
+        let action = |line: &str| match cli(line).unwrap().command {
+            Some(Command::Masters { action, .. }) => action,
+            other => panic!("{other:?}"),
+        };
+        assert!(action("submit masters -o json").is_none());
+        assert!(
+            matches!(action("submit masters remove ab --yes"), Some(MastersCommand::Remove { id, yes: true }) if id == "ab")
+        );
+        assert!(matches!(action("submit masters transfer"), Some(MastersCommand::Transfer { id: None })));
+        assert!(cli("submit masters -o json snapshot").is_err());
+        assert!(cli("submit masters add").is_err());
+    }
+
+    #[test]
+    fn a_key_is_neither_empty_nor_a_novel() {
+        let key = |text: &str| parse_key(text).is_ok();
+        assert!(key("k") && key(&"k".repeat(256)));
+        assert!(!key("") && !key(&"k".repeat(257)));
     }
 
     #[test]

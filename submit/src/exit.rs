@@ -2,7 +2,8 @@
 
 use crate::display;
 use anstyle::AnsiColor;
-use firesteel_proto::channel::{ConnectError, WRONG_PORT_HINT, is_not_grpc};
+use firesteel_proto::channel::{WRONG_PORT_HINT, is_not_grpc};
+use firesteel_proto::masters::{FindLeaderError, not_leader};
 use std::fmt::Display;
 use std::io::Write;
 use tonic::Code;
@@ -115,9 +116,14 @@ impl Failure {
     }
 }
 
-impl From<ConnectError> for Failure {
-    fn from(error: ConnectError) -> Self {
-        Self::new(Exit::Unreachable, &error).hint(error.hint())
+impl From<FindLeaderError> for Failure {
+    fn from(error: FindLeaderError) -> Self {
+        match error {
+            FindLeaderError::Refused { address, status } => {
+                Self::from_status(&status, &format!("talk to the master at {address}"))
+            }
+            error => Self::new(Exit::Unreachable, &error).hint(error.hint()),
+        }
     }
 }
 
@@ -143,6 +149,17 @@ pub fn is_connection_loss(status: &tonic::Status) -> bool {
             | Code::Aborted
             | Code::DeadlineExceeded
     )
+}
+
+/// Whether nobody may have dealt with the request, as the connection broke or the asked master does not lead.
+pub fn is_break(status: &tonic::Status) -> bool {
+    not_leader(status).is_some() || (is_connection_loss(status) && deepest_cause(status).is_some())
+}
+
+/// Whether a request that may be said twice should be: it broke, or the master is about to go.
+pub fn is_worth_repeating(status: &tonic::Status) -> bool {
+    // What a master itself calls an internal error, such as a full disk, does not pass in some seconds.
+    is_break(status) || (is_connection_loss(status) && status.code() != Code::Internal)
 }
 
 /// What broke the connection; `None` for a status that the server sent.

@@ -1,10 +1,10 @@
 //! Reading the log of a process through the master, byte for byte, across lost connections.
 
-use crate::exit::{Failure, is_connection_loss};
-use crate::master::{Backoff, Client, first_line};
+use crate::exit::{Failure, is_break, is_connection_loss};
+use crate::master::{Backoff, Cluster, client, reason};
 use crate::output::Output;
-use firesteel_common::MasterUrl;
-use firesteel_proto::v1::{LogStream, ProcessId, ReadLogRequest};
+use firesteel_proto::masters::Leader;
+use firesteel_proto::v1::{LogChunk, LogStream, ProcessId, ReadLogRequest};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -30,88 +30,109 @@ impl Log {
         }
     }
 
-    fn failure(&self, status: &tonic::Status) -> Failure {
-        Failure::from_status(
-            status,
-            &format!("read the log of {} {}", self.process.application_id, self.process.name),
-        )
+    fn doing(&self) -> String {
+        format!("read the log of {} {}", self.process.application_id, self.process.name)
     }
 
-    /// Copies everything from `offset` on until the process has ended and all it wrote has been copied.
-    /// `copied` counts the bytes, for somebody who wonders whether the log still moves.
+    fn failure(&self, status: &tonic::Status) -> Failure {
+        Failure::from_status(status, &self.doing())
+    }
+
+    /// Copies everything from `offset` on until the process has ended and all it wrote has been copied. `copied` counts
+    /// the bytes, for somebody who wonders whether the log still moves; `on_loss` is told once per break.
     pub async fn follow(
         &self,
-        url: &MasterUrl,
-        mut client: Client,
+        cluster: &Cluster,
         mut offset: u64,
         output: &mut Output,
         copied: &AtomicU64,
         mut on_loss: impl FnMut(&str),
     ) -> Result<(), Failure> {
         let mut backoff = Backoff::new();
+        let mut lost = false;
         loop {
-            let request = ReadLogRequest { offset, follow: true, ..self.request() };
-            let status = match client.read_log(request).await {
-                Ok(answer) => {
-                    let mut stream = answer.into_inner();
-                    loop {
-                        match stream.message().await {
-                            Ok(Some(chunk)) => {
-                                output.write(&chunk.data).await?;
-                                offset = chunk.next_offset;
-                                copied.fetch_add(chunk.data.len() as u64, Ordering::Relaxed);
-                                backoff = Backoff::new();
-                            }
-                            Ok(None) => return Ok(output.finish().await?),
-                            Err(status) => break status,
+            let why = match cluster.look().await {
+                Err(error) => error.to_string(),
+                Ok(leader) => {
+                    let request = ReadLogRequest { offset, follow: true, ..self.request() };
+                    let mut on_chunk = async |chunk: LogChunk| {
+                        output.write(&chunk.data).await?;
+                        offset = chunk.next_offset;
+                        copied.fetch_add(chunk.data.len() as u64, Ordering::Relaxed);
+                        (backoff, lost) = (Backoff::new(), false);
+                        Ok(())
+                    };
+                    match self.copy(&leader, request, &mut on_chunk).await {
+                        Ok(()) => return Ok(output.finish().await?),
+                        Err(Broken::Here(failure)) => return Err(failure),
+                        Err(Broken::There(status)) if !is_connection_loss(&status) => {
+                            return Err(self.failure(&status));
+                        }
+                        Err(Broken::There(status)) => {
+                            cluster.failed(&leader, Some(&status));
+                            reason(&status)
                         }
                     }
                 }
-                Err(status) => status,
             };
-            if !is_connection_loss(&status) {
-                return Err(self.failure(&status));
+            if !std::mem::replace(&mut lost, true) {
+                on_loss(&why);
             }
-            on_loss(&first_line(&status));
-            client = backoff.reconnect(url).await;
+            tokio::time::sleep(backoff.next()).await;
         }
     }
 
     /// What is there now, or its last `lines` lines; and the offset after it.
     pub async fn read(
         &self,
-        client: &mut Client,
+        cluster: &Cluster,
         lines: Option<u32>,
         output: &mut Output,
     ) -> Result<u64, Failure> {
-        let Some(lines) = lines else {
-            let mut offset = 0;
-            let mut stream = self.open(client, 0).await?;
-            while let Some(chunk) = stream.message().await.map_err(|status| self.failure(&status))? {
-                output.write(&chunk.data).await?;
-                offset = chunk.next_offset;
+        let offset = match lines {
+            None => {
+                let mut offset = 0;
+                self.at_leader(cluster, async |leader| {
+                    // After a break it goes on from where it was.
+                    let request = ReadLogRequest { offset, ..self.request() };
+                    let mut on_chunk = async |chunk: LogChunk| {
+                        output.write(&chunk.data).await?;
+                        offset = chunk.next_offset;
+                        Ok(())
+                    };
+                    self.copy(&leader, request, &mut on_chunk).await
+                })
+                .await?;
+                offset
             }
-            output.finish().await?;
-            return Ok(offset);
+            Some(lines) => {
+                let (data, offset) = self.tail(cluster, lines).await?;
+                output.write(&data).await?;
+                offset
+            }
         };
-        let (data, offset) = self.tail(client, lines).await?;
-        output.write(&data).await?;
         output.finish().await?;
         Ok(offset)
     }
 
     /// The last `lines` lines, and the offset after them.
-    pub async fn tail(&self, client: &mut Client, lines: u32) -> Result<(Vec<u8>, u64), Failure> {
+    pub async fn tail(&self, cluster: &Cluster, lines: u32) -> Result<(Vec<u8>, u64), Failure> {
         const TAIL_BYTES_MAX: u64 = 1 << 30;
         // The protocol counts bytes; a longer piece is asked for until it holds enough lines.
         let mut tail_bytes = (u64::from(lines) * 256).clamp(64 << 10, TAIL_BYTES_MAX);
         loop {
-            let mut stream = self.open(client, tail_bytes).await?;
-            let (mut data, mut offset) = (Vec::new(), 0);
-            while let Some(chunk) = stream.message().await.map_err(|status| self.failure(&status))? {
-                data.extend_from_slice(&chunk.data);
-                offset = chunk.next_offset;
-            }
+            let read = async |leader| {
+                let (mut data, mut offset) = (Vec::new(), 0);
+                let request = ReadLogRequest { tail_bytes, ..self.request() };
+                let mut on_chunk = async |chunk: LogChunk| {
+                    data.extend_from_slice(&chunk.data);
+                    offset = chunk.next_offset;
+                    Ok(())
+                };
+                self.copy(&leader, request, &mut on_chunk).await?;
+                Ok((data, offset))
+            };
+            let (mut data, offset) = self.at_leader(cluster, read).await?;
             let whole = (data.len() as u64) < tail_bytes;
             match last_lines(&data, lines) {
                 Some(start) => return Ok((data.split_off(start), offset)),
@@ -121,14 +142,41 @@ impl Log {
         }
     }
 
-    async fn open(
+    /// Reads at the leader, again when another one takes over. A leader that cannot reach the log's worker is not asked
+    /// again: that is the answer.
+    async fn at_leader<T>(
         &self,
-        client: &mut Client,
-        tail_bytes: u64,
-    ) -> Result<tonic::Streaming<firesteel_proto::v1::LogChunk>, Failure> {
-        let request = ReadLogRequest { tail_bytes, ..self.request() };
-        Ok(client.read_log(request).await.map_err(|status| self.failure(&status))?.into_inner())
+        cluster: &Cluster,
+        mut read: impl AsyncFnMut(Leader) -> Result<T, Broken>,
+    ) -> Result<T, Failure> {
+        let outcome = cluster.request(async |leader| match read(leader).await {
+            Ok(value) => Ok(Ok(value)),
+            Err(Broken::Here(failure)) => Ok(Err(failure)),
+            Err(Broken::There(status)) if is_break(&status) => Err(status),
+            Err(Broken::There(status)) => Ok(Err(self.failure(&status))),
+        });
+        outcome.await.map_err(|error| error.failure(&self.doing()))?
     }
+
+    /// Hands each piece to `on_chunk`, to the end of the answer.
+    async fn copy(
+        &self,
+        leader: &Leader,
+        request: ReadLogRequest,
+        on_chunk: &mut impl AsyncFnMut(LogChunk) -> std::io::Result<()>,
+    ) -> Result<(), Broken> {
+        let mut stream = client(leader).read_log(request).await.map_err(Broken::There)?.into_inner();
+        while let Some(chunk) = stream.message().await.map_err(Broken::There)? {
+            on_chunk(chunk).await.map_err(|error| Broken::Here(error.into()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Which side could not go on.
+enum Broken {
+    There(tonic::Status),
+    Here(Failure),
 }
 
 /// Where the last `lines` lines of `data` begin; `None` when it holds fewer.

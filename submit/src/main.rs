@@ -15,6 +15,7 @@ mod settings;
 
 use cli::{Cli, ColorWhen};
 use exit::{Exit, Failure};
+use master::Cluster;
 use settings::Property;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -72,9 +73,14 @@ fn execute(cli: Cli, started: Instant) -> Result<Exit, Failure> {
         return block_on(commands::run(command, url, common.quiet));
     }
     let script = script::load(&submission.words)?;
+    let key =
+        submission.idempotency_key.clone().unwrap_or_else(|| format!("{:032x}", rand::random::<u128>()));
     let settings =
         settings::resolve(&common, &submission, &properties, environment.as_deref(), script.file_name())?;
-    let run = run::Run { settings, script, verbose: common.verbose, quiet: common.quiet, started };
+    // What is printed beside the id of a detached application would be noise.
+    let cluster = Cluster::new(&settings.master, common.quiet || settings.detach);
+    let run =
+        run::Run { settings, cluster, script, key, verbose: common.verbose, quiet: common.quiet, started };
     block_on(run.run())
 }
 
@@ -93,7 +99,7 @@ fn block_on<F: Future<Output = Result<Exit, Failure>>>(future: F) -> Result<Exit
         .enable_all()
         .build()
         .map_err(|error| Failure::new(Exit::ApplicationFailed, format!("cannot start: {error}")))?;
-    let result = runtime.block_on(future);
+    let result = tokio::task::LocalSet::new().block_on(&runtime, future);
     // A write to a reader that does not read must not hold up the exit.
     runtime.shutdown_background();
     result

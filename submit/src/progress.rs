@@ -21,6 +21,8 @@ pub struct Tracker {
     waiting: String,
     running_executors: u64,
     ended_executors: Vec<u32>,
+    /// The driver's process, as last told; only a supervised one gets a successor.
+    driver: String,
     /// By job id: its state and restarts as last told.
     jobs: BTreeMap<u32, (TaskState, u32)>,
 }
@@ -34,6 +36,15 @@ impl Tracker {
             if !status.message.is_empty() && why != self.waiting {
                 lines.push(Line { text: why.clone(), keep: false });
                 self.waiting = why;
+            }
+        }
+        if !status.driver.is_empty() && status.driver != self.driver {
+            let before = std::mem::replace(&mut self.driver, status.driver.clone());
+            if !before.is_empty() {
+                let (before, now) = (one_line(&before), one_line(&status.driver));
+                lines.push(Line { text: format!("{before} died; started again as {now}"), keep: true });
+                // The new one begins at the first statement.
+                self.jobs.clear();
             }
         }
         self.executors(status, &mut lines);
@@ -264,6 +275,21 @@ mod tests {
             ]
         );
         assert!(tracker.update(&s).is_empty());
+    }
+
+    #[test]
+    fn a_driver_that_was_started_again_is_told_once() {
+        let mut tracker = Tracker::default();
+        let mut s = status(ApplicationState::Running, "");
+        let mut told = |driver: &str| {
+            s.driver = driver.into();
+            texts(tracker.update(&s))
+        };
+        assert!(told("").is_empty() && told("driver-0").is_empty());
+        // Between two attempts there is none.
+        assert!(told("").is_empty());
+        assert_eq!(told("driver-1"), ["driver-0 died; started again as driver-1"]);
+        assert!(told("driver-1").is_empty());
     }
 
     #[test]

@@ -47,10 +47,11 @@ enum Key {
     ExecutorCores,
     Executors,
     TotalCores,
+    Supervise,
 }
 
 impl Key {
-    const NAMES: [(Key, &'static str); 9] = [
+    const NAMES: [(Key, &'static str); 10] = [
         (Key::Master, "master"),
         (Key::DeployMode, "submit.deployMode"),
         (Key::Name, "app.name"),
@@ -60,6 +61,7 @@ impl Key {
         (Key::ExecutorCores, "executor.cores"),
         (Key::Executors, "executor.instances"),
         (Key::TotalCores, "cores.max"),
+        (Key::Supervise, "driver.supervise"),
     ];
 
     fn from_setting(setting: &str) -> Option<Key> {
@@ -164,6 +166,7 @@ fn flag_layer(common: &Common, flags: &Submission) -> Layer {
     put(Key::ExecutorCores, "--executor-cores", number(flags.executor_cores));
     put(Key::Executors, "--num-executors", number(flags.num_executors));
     put(Key::TotalCores, "--total-executor-cores", number(flags.total_executor_cores));
+    put(Key::Supervise, "--supervise", flags.supervise.then(|| "true".to_owned()));
     layer
 }
 
@@ -270,6 +273,12 @@ pub fn resolve(
     let executor_memory: MemorySize = resolver.get(Key::ExecutorMemory, "1g")?;
     let executor_cores = resolver.get(Key::ExecutorCores, "1")?;
     let executors = executor_count(&mut resolver)?;
+    let mut supervise = resolver.get(Key::Supervise, "false")?;
+    if supervise && deploy_mode == DeployMode::Client && !flags.supervise {
+        // As in Spark, where it is one of the settings that mean something in cluster mode only.
+        supervise = false;
+        ignored.push(format!("{} (client mode)", Key::Supervise.name()));
+    }
 
     if flags.detach && deploy_mode == DeployMode::Client {
         return Err(Failure::usage("--detach needs --deploy-mode cluster")
@@ -295,7 +304,7 @@ pub fn resolve(
         driver: Resources::new(driver_cores, driver_memory.mib()),
         executor: Resources::new(executor_cores, executor_memory.mib()),
         executors,
-        supervise: false,
+        supervise,
     };
     spec.validate().map_err(Failure::usage)?;
     Ok(Settings {
@@ -389,6 +398,20 @@ mod tests {
         let conf: Vec<_> = settings.spec.conf.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         assert_eq!(conf, [("datafusion.b", "x=y"), ("firesteel.a", "1"), ("firesteel.c", "8")]);
         assert_eq!(settings.ignored, ["spark.eventLog.enabled"]);
+    }
+
+    #[test]
+    fn supervision_is_for_cluster_mode() {
+        let h = Some("firesteel://h");
+        let supervise =
+            |line: &str, file: &str| resolved(line, file, h).map(|s| (s.spec.supervise, s.ignored.len()));
+        assert_eq!(supervise("--deploy-mode cluster --supervise x.sql", ""), Ok((true, 0)));
+        assert_eq!(supervise("--deploy-mode cluster x.sql", "spark.driver.supervise true"), Ok((true, 0)));
+        assert_eq!(supervise("--deploy-mode cluster x.sql", ""), Ok((false, 0)));
+        // A file that is shared with cluster-mode submissions.
+        assert_eq!(supervise("x.sql", "spark.driver.supervise true"), Ok((false, 1)));
+        assert!(message("--supervise x.sql", "").contains("--supervise needs --deploy-mode cluster"));
+        assert!(message("x.sql", "spark.driver.supervise perhaps").starts_with("p.conf:1: \"perhaps\""));
     }
 
     #[test]

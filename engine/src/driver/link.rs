@@ -1,10 +1,10 @@
 //! The driver's line to the master: says hello, carries progress up and the list of executors down, and comes back
-//! after every break. A running query does not notice a master that restarts.
+//! after every break. A running query does not notice a master that restarts, or another one that takes over.
 
 use crate::driver::fleet::Executor;
 use crate::driver::progress::ProgressBoard;
 use firesteel_common::{ApplicationId, MasterUrl, Secret};
-use firesteel_proto::channel::{ConnectError, connect_master};
+use firesteel_proto::masters::{FindLeaderError, Leader, Masters};
 use firesteel_proto::v1;
 use firesteel_proto::v1::drivers_client::DriversClient;
 use std::time::Duration;
@@ -33,14 +33,17 @@ pub struct MasterView {
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     #[error("{0}\nhint: {hint}", hint = .0.hint())]
-    Connect(#[from] ConnectError),
+    NoLeader(#[from] FindLeaderError),
+    /// The master went away, or does not lead any more: another attempt may find the one that does.
+    #[error("{0}")]
+    Lost(String),
     #[error("the master does not accept this driver: {0}")]
     Refused(String),
 }
 
 #[derive(Clone)]
 pub struct Link {
-    url: MasterUrl,
+    masters: Masters,
     application: ApplicationId,
     token: Secret,
     progress: ProgressBoard,
@@ -48,10 +51,10 @@ pub struct Link {
 
 impl Link {
     pub fn new(url: MasterUrl, application: ApplicationId, token: Secret, progress: ProgressBoard) -> Self {
-        Self { url, application, token, progress }
+        Self { masters: Masters::new(&url), application, token, progress }
     }
 
-    /// Connects once, so that a wrong URL fails at once, then keeps the line up in the background.
+    /// Keeps the line up in the background, to whichever master leads.
     /// The view ends (its sender is dropped) only when the master refuses this driver.
     pub fn start(self) -> watch::Receiver<MasterView> {
         let (views, view) = watch::channel(MasterView::default());
@@ -78,14 +81,16 @@ impl Link {
 
     /// One connection, from hello to its break. `Ok` when it worked for a while.
     async fn attach(&self, views: &watch::Sender<MasterView>) -> Result<(), LinkError> {
-        let mut client = DriversClient::new(connect_master(&self.url).await?);
+        let leader = self.masters.leader().await?;
+        let mut client = DriversClient::new(leader.channel.clone());
         let (to_master, messages) = mpsc::channel(4);
         let hello = v1::driver_message::Kind::Hello(v1::DriverHello {
             application_id: self.application.to_string(),
             token: self.token.expose().to_owned(),
         });
         let _ = to_master.send(v1::DriverMessage { kind: Some(hello) }).await;
-        let mut updates = client.attach(ReceiverStream::new(messages)).await.map_err(refusal)?.into_inner();
+        let attached = client.attach(ReceiverStream::new(messages)).await;
+        let mut updates = attached.map_err(|status| self.failed(&leader, &status))?.into_inner();
         let report = tokio::spawn(report_progress(self.progress.clone(), to_master));
         let outcome = loop {
             match updates.message().await {
@@ -97,12 +102,30 @@ impl Link {
                         break Ok(());
                     }
                 }
-                Ok(None) => break Ok(()),
-                Err(status) => break refused_or_broken(status),
+                Ok(None) => {
+                    self.masters.failed(&leader, None);
+                    break Ok(());
+                }
+                Err(status) => match self.failed(&leader, &status) {
+                    refused @ LinkError::Refused(_) => break Err(refused),
+                    lost => {
+                        tracing::warn!("lost the master: {lost}");
+                        break Ok(());
+                    }
+                },
             }
         };
         report.abort();
         outcome
+    }
+
+    /// What an answer of the master means. Unless it refuses this driver, the leader is looked for again.
+    fn failed(&self, leader: &Leader, status: &Status) -> LinkError {
+        if is_refusal(status.code()) {
+            return LinkError::Refused(status.message().to_owned());
+        }
+        self.masters.failed(leader, Some(status));
+        LinkError::Lost(status.message().to_owned())
     }
 
     /// Tells the master how the application ended; answered once that is committed. Tries until `patience` is over.
@@ -111,7 +134,8 @@ impl Link {
             let mut pause = RECONNECT_MIN;
             loop {
                 let outcome = async {
-                    let mut client = DriversClient::new(connect_master(&self.url).await?);
+                    let leader = self.masters.leader().await?;
+                    let mut client = DriversClient::new(leader.channel.clone());
                     let request = v1::FinishRequest {
                         application_id: self.application.to_string(),
                         token: self.token.expose().to_owned(),
@@ -119,13 +143,13 @@ impl Link {
                         message: message.to_owned(),
                         progress: Some(self.progress.picture()),
                     };
-                    client.finish(request).await.map(|_| ()).map_err(refusal)
+                    client.finish(request).await.map(|_| ()).map_err(|status| self.failed(&leader, &status))
                 }
                 .await;
                 match outcome {
                     Ok(()) => return Ok(()),
                     Err(LinkError::Refused(reason)) => return Err(LinkError::Refused(reason)),
-                    Err(LinkError::Connect(error)) => tracing::warn!("cannot tell the master yet: {error}"),
+                    Err(error) => tracing::warn!("cannot tell the master yet: {error}"),
                 }
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(RECONNECT_MAX);
@@ -149,27 +173,6 @@ fn is_refusal(code: Code) -> bool {
             | Code::FailedPrecondition
             | Code::Unimplemented
     )
-}
-
-fn refusal(status: Status) -> LinkError {
-    match is_refusal(status.code()) {
-        true => LinkError::Refused(status.message().to_owned()),
-        false => LinkError::Connect(ConnectError::Unreachable {
-            address: "the master".to_owned(),
-            reason: status.message().to_owned(),
-            hint: "",
-        }),
-    }
-}
-
-fn refused_or_broken(status: Status) -> Result<(), LinkError> {
-    match is_refusal(status.code()) {
-        true => Err(LinkError::Refused(status.message().to_owned())),
-        false => {
-            tracing::warn!("lost the master: {}", status.message());
-            Ok(())
-        }
-    }
 }
 
 async fn report_progress(board: ProgressBoard, to_master: mpsc::Sender<v1::DriverMessage>) {

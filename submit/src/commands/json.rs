@@ -12,12 +12,12 @@ fn time(ms: u64) -> Value {
     if ms == 0 { Value::Null } else { ms.into() }
 }
 
-fn text(text: &str) -> Value {
+pub fn text(text: &str) -> Value {
     if text.is_empty() { Value::Null } else { text.into() }
 }
 
 /// Drops what is unknown.
-fn object(value: Value) -> Value {
+pub fn object(value: Value) -> Value {
     match value {
         Value::Object(fields) => {
             Value::Object(fields.into_iter().filter(|(_, v)| !v.is_null()).collect::<Map<_, _>>())
@@ -53,6 +53,7 @@ pub fn application(status: &ApplicationStatus) -> Value {
             DeployMode::Cluster => json!("cluster"),
             DeployMode::Unspecified => Value::Null,
         },
+        "supervise": if spec.supervise { json!(true) } else { Value::Null },
         "resource": text(&spec.resource),
         "submitted_ms": time(status.submitted_ms),
         "started_ms": time(status.started_ms),

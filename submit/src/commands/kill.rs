@@ -1,31 +1,58 @@
 //! `submit kill ID…`
 
+use super::current;
 use crate::display::one_line;
 use crate::exit::{Exit, Failure};
-use crate::master::Client;
+use crate::master::{Cluster, RequestError, client};
 use crate::output::print;
 use firesteel_proto::v1::KillApplicationRequest;
+use tonic::{Code, Status};
 
 /// Kills each; one that cannot be killed does not save the others.
-pub async fn run(client: &mut Client, ids: &[String]) -> Result<Exit, Failure> {
+pub async fn run(cluster: &Cluster, ids: &[String]) -> Result<Exit, Failure> {
     let user = crate::run::user();
     let mut first_failure: Option<Failure> = None;
     for id in ids {
-        let request = KillApplicationRequest { application_id: id.clone(), user: user.clone() };
-        match client.kill_application(request).await {
-            Ok(answer) => print(&format!("{} killed\n", one_line(&answer.into_inner().application_id)))?,
-            Err(status) => {
-                let mut failure = Failure::from_status(&status, &format!("kill {id}"));
-                if status.code() == tonic::Code::FailedPrecondition {
-                    // It has ended: nothing to do with what the cluster can hold.
-                    failure.exit = Exit::ApplicationFailed;
-                }
-                match &first_failure {
-                    None => first_failure = Some(failure),
-                    Some(_) => failure.report(),
-                }
-            }
+        match kill(cluster, id, &user).await {
+            Ok(killed) => print(&format!("{} killed\n", one_line(&killed)))?,
+            Err(failure) => match &first_failure {
+                None => first_failure = Some(failure),
+                Some(_) => failure.report(),
+            },
         }
     }
     first_failure.map_or(Ok(Exit::Success), Err)
+}
+
+/// The full id of what was killed.
+async fn kill(cluster: &Cluster, id: &str, user: &str) -> Result<String, Failure> {
+    let mut attempts = 0;
+    let asked = cluster
+        .request(async |leader| {
+            attempts += 1;
+            let request = KillApplicationRequest { application_id: id.to_owned(), user: user.to_owned() };
+            client(&leader).kill_application(request).await
+        })
+        .await;
+    match asked {
+        Ok(answer) => Ok(answer.into_inner().application_id),
+        // The answer to an earlier attempt was lost, not the kill.
+        Err(RequestError::Status(status)) if attempts > 1 && is_killed(&status) => {
+            Ok(current(cluster, id).await.map_or_else(|_| id.to_owned(), |status| status.application_id))
+        }
+        Err(error) => {
+            let ended = matches!(&error, RequestError::Status(s) if s.code() == Code::FailedPrecondition);
+            let mut failure = error.failure(&format!("kill {id}"));
+            if ended {
+                // It has ended: nothing to do with what the cluster can hold.
+                failure.exit = Exit::ApplicationFailed;
+            }
+            Err(failure)
+        }
+    }
+}
+
+fn is_killed(status: &Status) -> bool {
+    let text = status.message();
+    status.code() == Code::FailedPrecondition && text.contains("already ended") && text.contains("KILLED")
 }

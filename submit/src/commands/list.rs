@@ -4,19 +4,16 @@ use super::{json, table};
 use crate::cli::ListFormat;
 use crate::display::{between, duration, now_ms, one_line, shorten};
 use crate::exit::{Exit, Failure};
-use crate::master::Client;
+use crate::master::{Cluster, client};
 use crate::output::print;
 use crate::progress::{executor_counts, is_final, state_name};
 use firesteel_proto::v1::{ApplicationStatus, ListApplicationsRequest};
 use std::time::Duration;
 
-pub async fn run(client: &mut Client, format: ListFormat) -> Result<Exit, Failure> {
-    let answer = client.list_applications(ListApplicationsRequest {}).await;
-    let applications = match answer {
-        Ok(answer) => answer.into_inner().applications,
-        Err(status) => return Err(Failure::from_status(&status, "list applications")),
-    };
-    print(&render(&applications, format, now_ms()))?;
+pub async fn run(cluster: &Cluster, format: ListFormat) -> Result<Exit, Failure> {
+    let list = async |leader| client(&leader).list_applications(ListApplicationsRequest {}).await;
+    let answer = cluster.request(list).await.map_err(|error| error.failure("list applications"))?;
+    print(&render(&answer.into_inner().applications, format, now_ms()))?;
     Ok(Exit::Success)
 }
 

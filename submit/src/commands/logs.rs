@@ -4,10 +4,9 @@ use super::current;
 use crate::display::one_line;
 use crate::exit::{Exit, Failure};
 use crate::log::Log;
-use crate::master::{Client, Sight, watch};
+use crate::master::{Cluster, Sight, watch};
 use crate::output::{Output, Stream};
 use crate::progress::is_final;
-use firesteel_common::MasterUrl;
 use firesteel_proto::v1::{ApplicationStatus, DeployMode, LogStream};
 use std::io::Write;
 use std::sync::atomic::AtomicU64;
@@ -30,17 +29,17 @@ pub struct Wanted {
 }
 
 /// Standard output goes to standard output and standard error to standard error, as if the process ran here.
-pub async fn run(url: &MasterUrl, client: &mut Client, id: &str, wanted: Wanted) -> Result<Exit, Failure> {
-    let status = current(client, id).await?;
+pub async fn run(cluster: &Cluster, id: &str, wanted: Wanted) -> Result<Exit, Failure> {
+    let status = current(cluster, id).await?;
     let id = status.application_id.clone();
     let process = match wanted.executor {
         Some(number) => executor(&status, number)?,
-        None => driver(url, client, status, wanted.follow).await?,
+        None => driver(cluster, status, wanted.follow).await?,
     };
     let stdout = async {
         if wanted.streams.stdout {
             let log = Log::new(&id, &process, LogStream::Stdout);
-            one(log, url, client.clone(), Output::new(Stream::Stdout, None), wanted, !wanted.quiet).await?;
+            one(log, cluster, Output::new(Stream::Stdout, None), wanted, !wanted.quiet).await?;
         }
         Ok(())
     };
@@ -49,7 +48,7 @@ pub async fn run(url: &MasterUrl, client: &mut Client, id: &str, wanted: Wanted)
             let log = Log::new(&id, &process, LogStream::Stderr);
             // One of the two tells about a lost connection.
             let tell = !wanted.quiet && !wanted.streams.stdout;
-            one(log, url, client.clone(), Output::new(Stream::Stderr, None), wanted, tell).await?;
+            one(log, cluster, Output::new(Stream::Stderr, None), wanted, tell).await?;
         }
         Ok(())
     };
@@ -58,15 +57,14 @@ pub async fn run(url: &MasterUrl, client: &mut Client, id: &str, wanted: Wanted)
 
 async fn one(
     log: Log,
-    url: &MasterUrl,
-    mut client: Client,
+    cluster: &Cluster,
     mut output: Output,
     wanted: Wanted,
     tell: bool,
 ) -> Result<(), Failure> {
     let offset = match wanted.tail {
         None if wanted.follow => 0,
-        tail => log.read(&mut client, tail, &mut output).await?,
+        tail => log.read(cluster, tail, &mut output).await?,
     };
     if !wanted.follow {
         return Ok(());
@@ -76,7 +74,7 @@ async fn one(
             drop(writeln!(std::io::stderr(), "lost the log ({}); connecting again …", one_line(reason)));
         }
     };
-    log.follow(url, client, offset, &mut output, &AtomicU64::new(0), on_loss).await
+    log.follow(cluster, offset, &mut output, &AtomicU64::new(0), on_loss).await
 }
 
 fn executor(status: &ApplicationStatus, number: u32) -> Result<String, Failure> {
@@ -89,12 +87,7 @@ fn executor(status: &ApplicationStatus, number: u32) -> Result<String, Failure> 
 }
 
 /// The name of the driver's process; with `follow` it waits until there is one.
-async fn driver(
-    url: &MasterUrl,
-    client: &Client,
-    status: ApplicationStatus,
-    follow: bool,
-) -> Result<String, Failure> {
+async fn driver(cluster: &Cluster, status: ApplicationStatus, follow: bool) -> Result<String, Failure> {
     let id = status.application_id.clone();
     if status.spec.as_ref().is_some_and(|spec| spec.deploy_mode() == DeployMode::Client) {
         return Err(Failure::usage(format!(
@@ -119,7 +112,7 @@ async fn driver(
         return Err(none(&status));
     }
     let (sender, mut sights) = mpsc::channel(4);
-    let watching = tokio::spawn(watch(url.clone(), client.clone(), id.clone(), sender));
+    let watching = tokio::spawn(watch(cluster.clone(), id.clone(), sender));
     let mut last = status.clone();
     while let Some(sight) = sights.recv().await {
         match sight {

@@ -4,37 +4,41 @@ mod json;
 mod kill;
 mod list;
 mod logs;
+mod masters;
 mod status;
 
 use crate::cli::Command;
 use crate::exit::{Exit, Failure};
-use crate::master::{self, Client};
+use crate::master::{Cluster, client};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use firesteel_common::MasterUrl;
 use firesteel_proto::v1::{ApplicationStatus, WatchApplicationRequest};
 
 /// Runs one command.
 pub async fn run(command: Command, url: MasterUrl, quiet: bool) -> Result<Exit, Failure> {
-    let mut client = master::connect(&url).await?;
+    let cluster = Cluster::new(&url, quiet);
     match command {
-        Command::List { output } => list::run(&mut client, output).await,
-        Command::Status { id, output } => status::run(&mut client, &id, output).await,
+        Command::List { output } => list::run(&cluster, output).await,
+        Command::Status { id, output } => status::run(&cluster, &id, output).await,
         Command::Logs { id, follow, tail, executor, stderr, stdout } => {
             // Both, unless one was asked for.
             let streams = logs::Streams { stdout: !stderr, stderr: !stdout };
-            logs::run(&url, &mut client, &id, logs::Wanted { follow, tail, executor, streams, quiet }).await
+            logs::run(&cluster, &id, logs::Wanted { follow, tail, executor, streams, quiet }).await
         }
-        Command::Kill { ids } => kill::run(&mut client, &ids).await,
+        Command::Kill { ids } => kill::run(&cluster, &ids).await,
+        Command::Masters { output, action: None } => masters::list(&cluster, output).await,
+        Command::Masters { action: Some(action), .. } => masters::change(&cluster, action).await,
     }
 }
 
 /// The current status of the application that `id` (or a part of it) names.
-async fn current(client: &mut Client, id: &str) -> Result<ApplicationStatus, Failure> {
+async fn current(cluster: &Cluster, id: &str) -> Result<ApplicationStatus, Failure> {
     let doing = format!("show {id}");
-    let failure = |status: tonic::Status| Failure::from_status(&status, &doing);
-    let request = WatchApplicationRequest { application_id: id.to_owned() };
-    let mut stream = client.watch_application(request).await.map_err(failure)?.into_inner();
-    match stream.message().await.map_err(failure)? {
+    let look = async |leader| {
+        let request = WatchApplicationRequest { application_id: id.to_owned() };
+        client(&leader).watch_application(request).await?.into_inner().message().await
+    };
+    match cluster.request(look).await.map_err(|error| error.failure(&doing))? {
         Some(status) => Ok(status),
         None => Err(Failure::new(Exit::Unreachable, format!("cannot {doing}: the master said nothing"))),
     }

@@ -5,14 +5,14 @@ use super::{current, json, table};
 use crate::cli::ListFormat;
 use crate::display::{between, count, lines, now_ms, one_line, shorten};
 use crate::exit::{Exit, Failure};
-use crate::master::Client;
+use crate::master::Cluster;
 use crate::output::print;
 use crate::progress::{executor_counts, state_name};
 use firesteel_common::Resources;
 use firesteel_proto::v1::{ApplicationStatus, DeployMode, ExecutorInfo, JobProgress, TaskState};
 
-pub async fn run(client: &mut Client, id: &str, format: ListFormat) -> Result<Exit, Failure> {
-    let status = current(client, id).await?;
+pub async fn run(cluster: &Cluster, id: &str, format: ListFormat) -> Result<Exit, Failure> {
+    let status = current(cluster, id).await?;
     print(&match format {
         ListFormat::Json => format!("{:#}\n", json::application(&status)),
         ListFormat::Jsonl => format!("{}\n", json::application(&status)),
@@ -40,12 +40,14 @@ fn render(status: &ApplicationStatus, now_ms: u64) -> String {
     }
     field("message", lines(&status.message));
     field("script", one_line(&spec.resource));
+    let supervised = if spec.supervise { ", supervised" } else { "" };
     field(
         "deploy mode",
         match spec.deploy_mode() {
-            DeployMode::Cluster if status.driver.is_empty() => "cluster".to_owned(),
+            DeployMode::Cluster if status.driver.is_empty() => format!("cluster{supervised}"),
             DeployMode::Cluster => {
-                format!("cluster, {} on {}", one_line(&status.driver), one_line(&status.driver_worker_id))
+                let (driver, worker) = (one_line(&status.driver), one_line(&status.driver_worker_id));
+                format!("cluster{supervised}, {driver} on {worker}")
             }
             DeployMode::Client => "client".to_owned(),
             DeployMode::Unspecified => String::new(),
@@ -114,7 +116,7 @@ mod tests {
                 deploy_mode: DeployMode::Cluster.into(),
                 executor: Some(Resources::new(2, 1024).into()),
                 executors: Some(Executors::TotalExecutorCores(5)),
-                supervise: false,
+                supervise: true,
                 ..Default::default()
             }),
             state: ApplicationState::Failed.into(),
@@ -144,7 +146,7 @@ mod tests {
         for expected in [
             "state       FAILED\n",
             "message     x.sql:1:1: bad\n            second line\n",
-            "deploy mode cluster, driver-0 on worker-1\n",
+            "deploy mode cluster, supervised, driver-0 on worker-1\n",
             "submitted   5 s ago\n",
             "executors   1 of 2, each 2 cores, 1 GiB\n",
             "       3  RUNNING  h",

@@ -1,9 +1,10 @@
 //! Client mode: the driver is our child, and ends with us.
 
 use super::driver::Driver;
-use super::{Interrupts, Run, end_verb, kill, next_redraw, outcome, report_sight, sleep_until, submit};
+use super::submission::{repetition_hint, submit};
+use super::{Interrupts, Run, end_verb, kill, next_redraw, outcome, report_sight, sleep_until};
 use crate::exit::{Exit, Failure};
-use crate::master::{self, Client, watch};
+use crate::master::{client as client_of, watch};
 use crate::output::{Output, Reporter, Stream, stdout_reader_is_gone};
 use crate::progress::is_final;
 use firesteel_common::ProcessEnd;
@@ -29,7 +30,6 @@ pub async fn run(run: &Run, reporter: &mut Reporter, interrupts: &mut Interrupts
 }
 
 struct Submitted {
-    client: Client,
     id: String,
     token: String,
 }
@@ -41,23 +41,24 @@ async fn supervise(
     interrupts: &mut Interrupts,
 ) -> Result<Exit, Failure> {
     let setup = async {
-        let mut client = master::connect(&run.settings.master).await?;
-        let answer = submit(&mut client, run, String::new()).await?;
+        let answer = submit(run, reporter).await?;
         driver.launch(run, &answer.application_id, answer.token.clone()).await?;
-        let submitted = Submitted { client, id: answer.application_id, token: answer.token };
+        let submitted = Submitted { id: answer.application_id, token: answer.token };
         Ok::<_, Failure>((submitted, answer.ui_url))
     };
-    let (mut submitted, ui_url) = tokio::select! {
+    let (submitted, ui_url) = tokio::select! {
         done = setup => done?,
-        () = interrupts.recv() => return Err(Failure::new(Exit::Interrupted, "interrupted before the application had started")),
-        () = sleep_until(run.deadline()) => return Err(Failure::new(Exit::Timeout, "the master did not take the submission in time")),
+        () = interrupts.recv() => return Err(Failure::new(Exit::Interrupted, "interrupted before the application had started")
+            .hint(repetition_hint(&run.key))),
+        () = sleep_until(run.deadline()) => return Err(Failure::new(Exit::Timeout, "the master did not take the submission in time")
+            .hint(repetition_hint(&run.key))),
     };
     reporter.submitted(&submitted.id, &run.script.resource, &ui_url);
-    match wait(run, &mut submitted, driver, reporter, interrupts).await {
+    match wait(run, &submitted, driver, reporter, interrupts).await {
         Ok(end) => conclude(end, driver, reporter).await,
         Err(Stop::Failed(failure)) if failure.exit == Exit::BrokenPipe => {
             // Nobody reads the result: nobody needs the application.
-            drop(kill(&mut submitted.client, &submitted.id).await);
+            drop(kill(&run.cluster, &submitted.id).await);
             driver.stop().await;
             Err(failure)
         }
@@ -69,7 +70,7 @@ async fn supervise(
             reporter.clear();
             // Somebody who presses Ctrl-C again wants out now; the dying driver tells the master.
             let killed = tokio::select! {
-                killed = kill(&mut submitted.client, &submitted.id) => killed,
+                killed = kill(&run.cluster, &submitted.id) => killed,
                 () = interrupts.recv() => return Err(Failure::quiet(Exit::Interrupted)),
             };
             tokio::select! {
@@ -109,14 +110,13 @@ impl From<Failure> for Stop {
 
 async fn wait(
     run: &Run,
-    submitted: &mut Submitted,
+    submitted: &Submitted,
     driver: &mut Driver,
     reporter: &mut Reporter,
     interrupts: &mut Interrupts,
 ) -> Result<End, Stop> {
     let (sender, mut sights) = mpsc::channel(16);
-    let url = run.settings.master.clone();
-    let watching = tokio::spawn(watch(url, submitted.client.clone(), submitted.id.clone(), sender));
+    let watching = tokio::spawn(watch(run.cluster.clone(), submitted.id.clone(), sender));
     let mut copying =
         driver.stdout().map(|stdout| Box::pin(copy(stdout, Output::new(Stream::Stdout, reporter.bar()))));
     let mut sudden: Option<ProcessEnd> = None;
@@ -158,15 +158,10 @@ fn report_end(run: &Run, submitted: &Submitted, end: &ProcessEnd) {
         token: submitted.token.clone(),
         end: Some(end.into()),
     };
-    let (mut client, url) = (submitted.client.clone(), run.settings.master.clone());
-    tokio::spawn(async move {
-        let mut backoff = master::Backoff::new();
-        while let Err(status) = client.report_driver_end(request.clone()).await {
-            if !crate::exit::is_connection_loss(&status) {
-                return;
-            }
-            client = backoff.reconnect(&url).await;
-        }
+    let cluster = run.cluster.clone();
+    tokio::task::spawn_local(async move {
+        let report = async |leader| client_of(&leader).report_driver_end(request.clone()).await;
+        drop(cluster.insist(|_| {}, report).await);
     });
 }
 

@@ -1,14 +1,13 @@
 //! Cluster mode: ship the script, then watch and copy. The driver lives under a worker and does not need us.
 
-use super::{Interrupts, Run, end_verb, kill, next_redraw, outcome, report_sight, sleep_until, submit};
+use super::submission::{repetition_hint, submit};
+use super::{Interrupts, Run, end_verb, kill, next_redraw, outcome, report_sight, sleep_until};
 use crate::exit::{Exit, Failure};
 use crate::log::{Log, Movement};
-use crate::master::{self, Client, watch};
+use crate::master::watch;
 use crate::output::{Output, Reporter, Stream, print};
 use crate::progress::is_final;
-use firesteel_common::MasterUrl;
-use firesteel_proto::channel::CHUNK_BYTES;
-use firesteel_proto::v1::{ApplicationState, ApplicationStatus, ArtifactChunk, LogStream};
+use firesteel_proto::v1::{ApplicationState, ApplicationStatus, LogStream};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -23,19 +22,12 @@ const LOG_PATIENCE: Duration = Duration::from_secs(10);
 const STDERR_LINES: u32 = 20;
 
 pub async fn run(run: &Run, reporter: &mut Reporter, interrupts: &mut Interrupts) -> Result<Exit, Failure> {
-    let url = &run.settings.master;
-    let setup = async {
-        let mut client = master::connect(url).await?;
-        let artifact = upload(&mut client, run).await?;
-        let submitted = submit(&mut client, run, artifact).await?;
-        Ok::<_, Failure>((client, submitted))
-    };
-    let (client, submitted) = tokio::select! {
-        done = setup => done?,
+    let submitted = tokio::select! {
+        done = submit(run, reporter) => done?,
         () = interrupts.recv() => return Err(Failure::new(Exit::Interrupted, "interrupted before the submission was confirmed")
-            .hint("`submit list` shows whether it arrived")),
+            .hint(repetition_hint(&run.key))),
         () = sleep_until(run.deadline()) => return Err(Failure::new(Exit::Timeout, "the master did not take the submission in time")
-            .hint("`submit list` shows whether it arrived")),
+            .hint(repetition_hint(&run.key))),
     };
     let id = submitted.application_id;
     if run.settings.detach {
@@ -43,24 +35,10 @@ pub async fn run(run: &Run, reporter: &mut Reporter, interrupts: &mut Interrupts
         return Ok(Exit::Success);
     }
     reporter.submitted(&id, &run.script.resource, &submitted.ui_url);
-    let mut wait = Wait::new(run, id, client, reporter);
+    let mut wait = Wait::new(run, id, reporter);
     let result = wait.until_the_end(reporter, interrupts).await;
     reporter.clear();
     result
-}
-
-async fn upload(client: &mut Client, run: &Run) -> Result<String, Failure> {
-    let chunks: Vec<ArtifactChunk> = run
-        .script
-        .text
-        .as_bytes()
-        .chunks(CHUNK_BYTES)
-        .map(|chunk| ArtifactChunk { data: chunk.to_vec() })
-        .collect();
-    match client.upload_artifact(tokio_stream::iter(chunks)).await {
-        Ok(answer) => Ok(answer.into_inner().sha256),
-        Err(status) => Err(Failure::from_status(&status, &format!("upload {}", run.script.resource))),
-    }
 }
 
 type LogCopy = Pin<Box<dyn Future<Output = Result<(), Failure>>>>;
@@ -68,26 +46,22 @@ type LogCopy = Pin<Box<dyn Future<Output = Result<(), Failure>>>>;
 /// Waiting for an application: its states and its output arrive independently.
 struct Wait<'a> {
     run: &'a Run,
-    url: MasterUrl,
     id: String,
-    client: Client,
     stdout: Option<Output>,
     copying: Option<LogCopy>,
     movement: Movement,
     copied: Arc<AtomicU64>,
-    /// `--verbose`: the driver's standard error, too. Its end is not waited for.
-    stderr: Option<JoinHandle<()>>,
+    /// `--verbose`: the standard error of the driver named here, too. Its end is not waited for.
+    stderr: Option<(String, JoinHandle<()>)>,
     ended: Option<Box<ApplicationStatus>>,
 }
 
 impl<'a> Wait<'a> {
-    fn new(run: &'a Run, id: String, client: Client, reporter: &Reporter) -> Self {
+    fn new(run: &'a Run, id: String, reporter: &Reporter) -> Self {
         let copied = Arc::new(AtomicU64::new(0));
         Self {
             run,
-            url: run.settings.master.clone(),
             id,
-            client,
             stdout: Some(Output::new(Stream::Stdout, reporter.bar())),
             copying: None,
             movement: Movement::new(copied.clone()),
@@ -103,7 +77,7 @@ impl<'a> Wait<'a> {
         interrupts: &mut Interrupts,
     ) -> Result<Exit, Failure> {
         let (sender, mut sights) = mpsc::channel(16);
-        let watching = tokio::spawn(watch(self.url.clone(), self.client.clone(), self.id.clone(), sender));
+        let watching = tokio::spawn(watch(self.run.cluster.clone(), self.id.clone(), sender));
         let deadline = self.run.deadline();
         let mut silent_until = None;
         while self.ended.is_none() || self.copying.is_some() {
@@ -136,7 +110,7 @@ impl<'a> Wait<'a> {
                 }
                 () = sleep_until(deadline) => {
                     reporter.clear();
-                    let killed = kill(&mut self.client, &self.id).await;
+                    let killed = kill(&self.run.cluster, &self.id).await;
                     return Err(self.run.timeout_failure(&self.id, killed));
                 }
                 () = next_redraw(reporter) => reporter.redraw(),
@@ -149,27 +123,33 @@ impl<'a> Wait<'a> {
         self.conclude(reporter).await
     }
 
-    /// Starts copying the driver's output once the driver has a place.
+    /// Starts copying the driver's output once the driver has a place. A supervised driver's only once the application has
+    /// ended: what an attempt wrote that is then repeated must not be part of the result.
     fn see(&mut self, status: Box<ApplicationStatus>, reporter: &Reporter) {
+        let ended = is_final(&status);
+        let supervised = self.run.settings.spec.supervise;
+        let log = |stream| Log::new(&self.id, &status.driver, stream);
         if !status.driver.is_empty()
+            && (ended || !supervised)
             && let Some(mut output) = self.stdout.take()
         {
-            let log = |stream| Log::new(&self.id, &status.driver, stream);
-            let (url, client, copied) = (self.url.clone(), self.client.clone(), self.copied.clone());
+            let (cluster, copied) = (self.run.cluster.clone(), self.copied.clone());
             let stdout = log(LogStream::Stdout);
             self.copying = Some(Box::pin(async move {
                 // The loss of the connection is told by the one who watches.
-                stdout.follow(&url, client, 0, &mut output, &copied, |_| {}).await
+                stdout.follow(&cluster, 0, &mut output, &copied, |_| {}).await
             }));
-            if self.run.verbose {
-                let (url, client, stderr) = (self.url.clone(), self.client.clone(), log(LogStream::Stderr));
-                let mut output = Output::new(Stream::Stderr, reporter.bar());
-                self.stderr = Some(tokio::spawn(async move {
-                    drop(stderr.follow(&url, client, 0, &mut output, &AtomicU64::new(0), |_| {}).await);
-                }));
-            }
         }
-        if is_final(&status) {
+        let is_followed = self.stderr.as_ref().is_some_and(|(driver, _)| *driver == status.driver);
+        if self.run.verbose && !status.driver.is_empty() && !is_followed {
+            let (cluster, stderr) = (self.run.cluster.clone(), log(LogStream::Stderr));
+            let mut output = Output::new(Stream::Stderr, reporter.bar());
+            let following = tokio::task::spawn_local(async move {
+                drop(stderr.follow(&cluster, 0, &mut output, &AtomicU64::new(0), |_| {}).await);
+            });
+            self.stderr = Some((status.driver.clone(), following));
+        }
+        if ended {
             self.ended = Some(status);
         }
     }
@@ -189,7 +169,7 @@ impl<'a> Wait<'a> {
             return Err(Failure::new(Exit::Unreachable, "the application's end was not seen"));
         };
         reporter.end(end_verb(&status));
-        if let Some(stderr) = self.stderr.take() {
+        if let Some((_, stderr)) = self.stderr.take() {
             drop(tokio::time::timeout(Duration::from_secs(1), stderr).await);
         } else if status.state() == ApplicationState::Failed && died_without_a_word(&status) {
             self.show_last_words(&status, reporter).await;
@@ -203,7 +183,7 @@ impl<'a> Wait<'a> {
             return;
         }
         let log = Log::new(&self.id, &status.driver, LogStream::Stderr);
-        let reading = log.tail(&mut self.client, STDERR_LINES);
+        let reading = log.tail(&self.run.cluster, STDERR_LINES);
         if let Ok(Ok((data, _))) = tokio::time::timeout(Duration::from_secs(2), reading).await
             && !data.is_empty()
         {

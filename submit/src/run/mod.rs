@@ -4,18 +4,16 @@ mod client;
 mod cluster;
 mod driver;
 mod scratch;
+mod submission;
 
 use crate::display;
 use crate::exit::{Exit, Failure};
-use crate::master::{Client, Sight};
+use crate::master::{Cluster, RequestError, Sight, client as client_of};
 use crate::output::Reporter;
 use crate::script::Script;
 use crate::settings::Settings;
 use firesteel_common::DeployMode;
-use firesteel_proto::v1::{
-    ApplicationState, ApplicationStatus, KillApplicationRequest, SubmitApplicationRequest,
-    SubmitApplicationResponse,
-};
+use firesteel_proto::v1::{ApplicationState, ApplicationStatus, KillApplicationRequest};
 use std::io;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -29,7 +27,10 @@ const REDRAW_INTERVAL: Duration = Duration::from_millis(200);
 /// A submission on its way.
 pub struct Run {
     pub settings: Settings,
+    pub cluster: Cluster,
     pub script: Script,
+    /// Names this submission to the masters, however often it is said.
+    pub key: String,
     pub verbose: bool,
     pub quiet: bool,
     /// When the command was given.
@@ -89,32 +90,21 @@ impl Run {
     }
 }
 
-async fn submit(
-    client: &mut Client,
-    run: &Run,
-    artifact: String,
-) -> Result<SubmitApplicationResponse, Failure> {
-    let mut spec = run.settings.spec.clone();
-    spec.artifact = artifact;
-    let request = SubmitApplicationRequest { spec: Some((&spec).into()), ..Default::default() };
-    match client.submit_application(request).await {
-        Ok(answer) => Ok(answer.into_inner()),
-        Err(status) => Err(Failure::from_status(&status, &format!("submit {}", run.script.resource))),
-    }
-}
-
-/// Kills an application that nobody waits for any more, without letting an unreachable master hold up the exit.
-async fn kill(client: &mut Client, id: &str) -> Result<(), Failure> {
-    const PATIENCE: Duration = Duration::from_secs(3);
+/// Kills an application that nobody waits for any more, without letting unreachable masters hold up the exit.
+async fn kill(cluster: &Cluster, id: &str) -> Result<(), Failure> {
+    // Longer than an election.
+    const PATIENCE: Duration = Duration::from_secs(5);
     let request = KillApplicationRequest { application_id: id.to_owned(), user: user() };
-    match tokio::time::timeout(PATIENCE, client.kill_application(request)).await {
+    let killing = cluster.request(async |leader| client_of(&leader).kill_application(request.clone()).await);
+    let cannot = |why: String| {
+        Err(Failure::new(Exit::Unreachable, format!("cannot kill {id}: {}", display::one_line(&why))))
+    };
+    match tokio::time::timeout(PATIENCE, killing).await {
         Ok(Ok(_)) => Ok(()),
-        // It has ended by itself in the meantime.
-        Ok(Err(status)) if status.code() == tonic::Code::FailedPrecondition => Ok(()),
-        Ok(Err(status)) => Err(Failure::from_status(&status, &format!("kill {id}"))),
-        Err(_) => {
-            Err(Failure::new(Exit::Unreachable, format!("cannot kill {id}: the master does not answer")))
-        }
+        // It has ended by itself in the meantime, or by an attempt whose answer was lost.
+        Ok(Err(RequestError::Status(status))) if status.code() == tonic::Code::FailedPrecondition => Ok(()),
+        Ok(Err(error)) => cannot(error.reason()),
+        Err(_) => cannot("the master does not answer".to_owned()),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Asks the master for an application's final status, with the driver's last progress report.
 
 use firesteel_common::MasterUrl;
-use firesteel_proto::channel::connect_master;
+use firesteel_proto::masters::Masters;
 use firesteel_proto::v1;
 use firesteel_proto::v1::client_client::ClientClient;
 
@@ -10,7 +10,8 @@ pub fn newest(url: &str) -> v1::ApplicationStatus {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let url: MasterUrl = url.parse().expect("the cluster's URL");
-        let mut client = ClientClient::new(connect_master(&url).await.expect("the master answers"));
+        let leader = Masters::new(&url).leader().await.expect("a master leads");
+        let mut client = ClientClient::new(leader.channel);
         let list =
             client.list_applications(v1::ListApplicationsRequest {}).await.expect("a list").into_inner();
         let newest = list.applications.first().expect("an application").application_id.clone();
