@@ -20,6 +20,8 @@ pub const MAX_ENDED_EXECUTORS: usize = 1000;
 pub const MAX_ENDED_DRIVERS: usize = 100;
 /// Dead and departed workers that are remembered.
 pub const MAX_GONE_WORKERS: usize = 1000;
+/// Keys are random or a user's own words, not documents.
+pub const MAX_KEY_BYTES: usize = 256;
 /// So many executors in a row may end before any has come up; then the application fails.
 pub const MAX_EXECUTOR_FAILURES: u32 = 10;
 /// An executor that lived so long ended for a reason of its own, not because it cannot work here.
@@ -30,8 +32,6 @@ pub(crate) const RETRY_MAX_MS: u64 = 2_000;
 const DRIVER_SETTLED_MS: u64 = 10 * 60_000;
 pub(crate) const DRIVER_RETRY_FIRST_MS: u64 = 1_000;
 pub(crate) const DRIVER_RETRY_MAX_MS: u64 = 60_000;
-/// Keys are random or a user's own words, not documents.
-pub const MAX_KEY_BYTES: usize = 256;
 /// Reasons are for people; a megabyte of one in the log would help nobody.
 const MAX_TEXT_BYTES: usize = 8 << 10;
 
@@ -237,9 +237,9 @@ fn forget_gone_workers(state: &mut ClusterState) {
 /// Exactly once: a submission with a key gives one application, however often it is repeated.
 ///
 /// The key is known for as long as the application is remembered. After that a repetition looks like a new submission;
-/// what gives it away is its ticket, a log index from before its first attempt. The first attempt, if it was committed,
-/// has a higher index than that. So with a ticket above every forgotten index it was not forgotten, and being unknown it
-/// was never committed; with a lower one nobody can tell, and the submission is refused.
+/// what gives it away is its ticket, a committed log index from before its first attempt. The first attempt, if it was
+/// committed, has a higher index than that. So with a ticket above every forgotten index it was not forgotten, and being
+/// unknown it was never committed; with a lower one nobody can tell, and the submission is refused.
 fn submit(
     state: &mut ClusterState,
     index: u64,

@@ -39,7 +39,8 @@ pub enum Command {
         /// Names the submission, so that its repetition is not run again; empty for no such protection.
         #[serde(default)]
         key: String,
-        /// A log index that the cluster had reached before the submission was made for the first time.
+        /// A committed log index from before the submission was made for the first time. (The end of a log that may yet be
+        /// cut back would not do: the submission's own index could turn out lower.)
         #[serde(default)]
         ticket: u64,
         at_ms: u64,
