@@ -183,7 +183,7 @@ named_states!(
         Launching = "LAUNCHING",
         /// Up: an executor has said where it listens.
         Running = "RUNNING",
-        /// Ended by itself with success.
+        /// Ended by itself with success, or because its application was done with it.
         Exited = "EXITED",
         /// Ended by itself with an error, or could not be started.
         Failed = "FAILED",
@@ -315,6 +315,8 @@ mod tests {
             s.validate().unwrap_err()
         };
         assert_eq!(check(|s| s.executor.cores = 0), InvalidSpec::NoExecutorCores);
+        let supervised_client = check(|s| (s.supervise, s.deploy_mode) = (true, DeployMode::Client));
+        assert_eq!(supervised_client, InvalidSpec::SuperviseClientMode);
         assert_eq!(check(|s| s.executors = ExecutorCount::Exactly(0)), InvalidSpec::NoExecutors);
         assert!(matches!(check(|s| s.executor.memory_mib = 1), InvalidSpec::TooLittleExecutorMemory { .. }));
         assert!(matches!(check(|s| s.driver.memory_mib = 1), InvalidSpec::TooLittleDriverMemory { .. }));

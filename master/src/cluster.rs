@@ -207,6 +207,12 @@ pub fn rejected(why: &Rejection) -> Status {
         Rejection::QueueFull(_) => {
             status(Code::ResourceExhausted, why, "wait until some have ended, or kill some")
         }
+        Rejection::KeyReused { .. } => {
+            status(Code::AlreadyExists, why, "take another --idempotency-key for another application")
+        }
+        Rejection::SubmissionTooOld => {
+            status(Code::OutOfRange, why, "if it is not there, submit it anew, with a new key")
+        }
         Rejection::NoSuchApplication(_) | Rejection::NoSuchProcess(_) | Rejection::NoSuchWorker(_) => {
             Status::not_found(why.to_string())
         }

@@ -225,7 +225,13 @@ mod tests {
             executors: ExecutorCount::Exactly(1),
             supervise: false,
         };
-        let submit = Command::SubmitApplication { spec, token: Secret::new("t"), at_ms: NOW_MS };
+        let submit = Command::SubmitApplication {
+            spec,
+            token: Secret::new("t"),
+            key: String::new(),
+            ticket: 0,
+            at_ms: NOW_MS,
+        };
         match apply(&mut state, 2, submit) {
             Outcome::Submitted { id } => (state, id),
             other => panic!("{other:?}"),

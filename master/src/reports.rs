@@ -112,9 +112,17 @@ mod tests {
             executors: ExecutorCount::Exactly(1),
             supervise: false,
         };
-        let Outcome::Submitted { id } =
-            apply(&mut state, 2, Command::SubmitApplication { spec, token: Secret::new("t"), at_ms: 2 })
-        else {
+        let Outcome::Submitted { id } = apply(
+            &mut state,
+            2,
+            Command::SubmitApplication {
+                spec,
+                token: Secret::new("t"),
+                key: String::new(),
+                ticket: 0,
+                at_ms: 2,
+            },
+        ) else {
             panic!("not submitted")
         };
         for (n, command) in schedule(&state, 3).into_iter().enumerate() {

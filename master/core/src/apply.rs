@@ -1,7 +1,8 @@
 //! The only place where the state changes.
 
 use crate::command::{Command, Outcome, Rejection};
-use crate::state::{Application, ClusterState, Process, Worker};
+use crate::members;
+use crate::state::{Application, ClusterState, Member, Process, Worker};
 use firesteel_common::{
     ApplicationId, ApplicationSpec, ApplicationState, ExecutorId, ExecutorState, ProcessEnd, ProcessId,
     Resources, Secret, WorkerId, WorkerStatus,
@@ -15,6 +16,8 @@ pub const MAX_FINISHED_APPLICATIONS: usize = 1000;
 pub const MAX_ACTIVE_APPLICATIONS: usize = 10_000;
 /// Ended executors that an application remembers.
 pub const MAX_ENDED_EXECUTORS: usize = 1000;
+/// Ended drivers that a supervised application remembers.
+pub const MAX_ENDED_DRIVERS: usize = 100;
 /// Dead and departed workers that are remembered.
 pub const MAX_GONE_WORKERS: usize = 1000;
 /// So many executors in a row may end before any has come up; then the application fails.
@@ -22,11 +25,23 @@ pub const MAX_EXECUTOR_FAILURES: u32 = 10;
 /// An executor that lived so long ended for a reason of its own, not because it cannot work here.
 const SETTLED_MS: u64 = 10_000;
 const RETRY_FIRST_MS: u64 = 100;
-const RETRY_MAX_MS: u64 = 2_000;
+pub(crate) const RETRY_MAX_MS: u64 = 2_000;
+/// A supervised driver that ran so long did its work: the next one is not slowed down by the failures before it.
+const DRIVER_SETTLED_MS: u64 = 10 * 60_000;
+pub(crate) const DRIVER_RETRY_FIRST_MS: u64 = 1_000;
+pub(crate) const DRIVER_RETRY_MAX_MS: u64 = 60_000;
+/// Keys are random or a user's own words, not documents.
+pub const MAX_KEY_BYTES: usize = 256;
 /// Reasons are for people; a megabyte of one in the log would help nobody.
 const MAX_TEXT_BYTES: usize = 8 << 10;
 
+/// What is written down about processes that end because their application has.
+const APPLICATION_ENDED: &str = "the application has ended";
+
 /// Applies one committed command. Equal states and commands give equal states and outcomes, whatever the machine.
+///
+/// The commands' times come from the clocks of whoever led when they were proposed, so they may step back or leap from one
+/// command to the next. They are recorded, and only the lengths of lives and delays are taken from them.
 ///
 /// A command that no longer applies (the application has ended, the worker is gone or is another incarnation, the
 /// resources are taken) changes nothing and is [`Outcome::Rejected`].
@@ -59,7 +74,9 @@ fn try_apply(state: &mut ClusterState, index: u64, command: Command) -> Result<O
         Command::SetWorkerStatus { id, incarnation, status, at_ms } => {
             set_worker_status(state, id, incarnation, status, at_ms)?;
         }
-        Command::SubmitApplication { spec, token, at_ms } => return submit(state, spec, token, at_ms),
+        Command::SubmitApplication { spec, token, key, ticket, at_ms } => {
+            return submit(state, index, spec, token, key, ticket, at_ms);
+        }
         Command::GrantDriver { application, attempt, worker, incarnation, at_ms } => {
             let app = active(state, &application)?;
             if !app.is_cluster_mode() {
@@ -68,9 +85,8 @@ fn try_apply(state: &mut ClusterState, index: u64, command: Command) -> Result<O
             if app.live_driver().is_some() {
                 return Err(Rejection::NothingMissing(application));
             }
-            let expected = app.driver().map_or(0, |(last, _)| last.saturating_add(1));
             let need = app.spec.driver;
-            check_number(expected, attempt)?;
+            check_number(app.driver_starts(), attempt)?;
             let process = ProcessId::Driver { application, attempt };
             grant(state, process, worker, incarnation, need, index, at_ms)?;
         }
@@ -96,13 +112,43 @@ fn try_apply(state: &mut ClusterState, index: u64, command: Command) -> Result<O
         Command::FinishApplication { application, success, message, at_ms } => {
             active(state, &application)?;
             let outcome = if success { ApplicationState::Finished } else { ApplicationState::Failed };
-            end_application(state, &application, outcome, shorten(message), at_ms);
+            // It was done with them: they ended in good order, whatever the result.
+            let processes = (ExecutorState::Exited, APPLICATION_ENDED);
+            end_application(state, &application, outcome, shorten(message), processes, at_ms);
         }
         Command::KillApplication { application, by, at_ms } => {
             active(state, &application)?;
             let message = if by.is_empty() { "killed".to_owned() } else { format!("killed by {by}") };
-            end_application(state, &application, ApplicationState::Killed, shorten(message), at_ms);
+            let message = shorten(message);
+            let processes = (ExecutorState::Killed, message.as_str());
+            end_application(state, &application, ApplicationState::Killed, message.clone(), processes, at_ms);
         }
+        Command::PutMember {
+            id,
+            raft_address,
+            client_address,
+            ui_url,
+            version,
+            feature_level,
+            non_voter,
+            at_ms,
+        } => {
+            let member = Member {
+                id,
+                raft_address,
+                client_address,
+                ui_url,
+                version,
+                feature_level,
+                non_voter,
+                joined_ms: at_ms,
+            };
+            members::put(state, member)?;
+        }
+        Command::SetNonVoter { id, non_voter } => members::set_non_voter(state, id, non_voter)?,
+        // The time is for readers of the log.
+        Command::RemoveMember { id, at_ms: _ } => members::remove(state, index, id)?,
+        Command::SetFeatureLevel { level } => members::set_feature_level(state, level)?,
     }
     Ok(Outcome::Ok)
 }
@@ -188,12 +234,36 @@ fn forget_gone_workers(state: &mut ClusterState) {
     }
 }
 
+/// Exactly once: a submission with a key gives one application, however often it is repeated.
+///
+/// The key is known for as long as the application is remembered. After that a repetition looks like a new submission;
+/// what gives it away is its ticket, a log index from before its first attempt. The first attempt, if it was committed,
+/// has a higher index than that. So with a ticket above every forgotten index it was not forgotten, and being unknown it
+/// was never committed; with a lower one nobody can tell, and the submission is refused.
 fn submit(
     state: &mut ClusterState,
+    index: u64,
     spec: ApplicationSpec,
     token: Secret,
+    key: String,
+    ticket: u64,
     at_ms: u64,
 ) -> Result<Outcome, Rejection> {
+    if key.len() > MAX_KEY_BYTES {
+        return Err(Rejection::InvalidSpec(format!(
+            "the submission's key is longer than {MAX_KEY_BYTES} bytes"
+        )));
+    }
+    if let Some(known) = state.application_of_key(&key) {
+        let id = known.id.clone();
+        return match *known.spec == spec {
+            true => Ok(Outcome::Submitted { id }),
+            false => Err(Rejection::KeyReused { key, application: id }),
+        };
+    }
+    if !key.is_empty() && state.forgotten_index > 0 && ticket <= state.forgotten_index {
+        return Err(Rejection::SubmissionTooOld);
+    }
     spec.validate().map_err(|e| Rejection::InvalidSpec(e.to_string()))?;
     if state.active.len() >= MAX_ACTIVE_APPLICATIONS {
         return Err(Rejection::QueueFull(state.active.len()));
@@ -203,6 +273,8 @@ fn submit(
     let app = Application {
         id: id.clone(),
         sequence: state.submitted_total,
+        key: key.clone(),
+        submitted_index: index,
         spec: Arc::new(spec),
         token,
         state: ApplicationState::Waiting,
@@ -216,7 +288,12 @@ fn submit(
         failed_starts: 0,
         quick_ends: 0,
         retry_at_ms: 0,
+        driver_failures: 0,
+        driver_retry_at_ms: 0,
     };
+    if !key.is_empty() {
+        state.keys.insert(key, id.clone());
+    }
     state.active.insert(app.sequence, id.clone());
     state.applications.insert(id.clone(), Arc::new(app));
     Ok(Outcome::Submitted { id })
@@ -271,7 +348,8 @@ fn grant(
             app.next_executor = id.number.saturating_add(1);
             if app.state == ApplicationState::Waiting {
                 app.state = ApplicationState::Running;
-                app.started_ms = Some(at_ms);
+                // Where a driver was started again it has run before.
+                app.started_ms = app.started_ms.or(Some(at_ms));
             }
         }
     }
@@ -338,7 +416,7 @@ fn process_ended(
             } else {
                 format!("the driver {words}")
             };
-            end_application(state, application, ApplicationState::Failed, message, at_ms);
+            driver_ended(state, application, message, at_ms);
         }
         ProcessId::Executor(executor) => {
             count_executor_end(state, &executor.application, executor.number, &words, at_ms);
@@ -368,11 +446,36 @@ fn count_executor_end(state: &mut ClusterState, id: &ApplicationId, number: u32,
     let none_runs = !app.executors.values().any(|e| e.state == ExecutorState::Running);
     if app.failed_starts >= MAX_EXECUTOR_FAILURES && none_runs {
         let message = format!("{} executors in a row failed; the last {words}", app.failed_starts);
-        end_application(state, id, ApplicationState::Failed, message, at_ms);
+        let processes = (ExecutorState::Killed, APPLICATION_ENDED);
+        end_application(state, id, ApplicationState::Failed, message, processes, at_ms);
     }
 }
 
-/// The processes of a worker are gone with it; an application whose driver was among them fails.
+/// The driver of an active application is gone without having reported a result. Unless it is supervised, that is the end.
+fn driver_ended(state: &mut ClusterState, id: &ApplicationId, message: String, at_ms: u64) {
+    let Some(app) = state.applications.get_mut(id) else { return };
+    if !app.spec.supervise {
+        let processes = (ExecutorState::Killed, APPLICATION_ENDED);
+        return end_application(state, id, ApplicationState::Failed, message, processes, at_ms);
+    }
+    let app = Arc::make_mut(app);
+    let lived_ms = app.driver().and_then(|(_, last)| Some(last.ended_ms?.saturating_sub(last.started_ms?)));
+    if lived_ms.is_some_and(|lived| lived >= DRIVER_SETTLED_MS) {
+        app.driver_failures = 0;
+    }
+    let delay =
+        DRIVER_RETRY_FIRST_MS.saturating_mul(1 << app.driver_failures.min(16)).min(DRIVER_RETRY_MAX_MS);
+    app.driver_failures = app.driver_failures.saturating_add(1);
+    app.driver_retry_at_ms = at_ms.saturating_add(delay);
+    // Back in its place in the queue: to the next driver the work of the one before is lost, and so are the executors,
+    // which hold its tasks and its shuffles.
+    app.state = ApplicationState::Waiting;
+    for process in live_processes(app) {
+        end_process(state, &process, ExecutorState::Killed, "the driver is started again", at_ms);
+    }
+}
+
+/// The processes of a worker are gone with it.
 fn lose_processes(state: &mut ClusterState, worker: &WorkerId, how: &str, at_ms: u64) {
     let Some(lost) = state.workers.get(worker).map(|w| w.live.clone()) else { return };
     for process in &lost {
@@ -381,7 +484,7 @@ fn lose_processes(state: &mut ClusterState, worker: &WorkerId, how: &str, at_ms:
     for process in lost {
         if let ProcessId::Driver { application, .. } = process {
             let message = format!("the driver's worker {worker} {how}");
-            end_application(state, &application, ApplicationState::Failed, message, at_ms);
+            driver_ended(state, &application, message, at_ms);
         }
     }
 }
@@ -408,15 +511,31 @@ fn end_process(state: &mut ClusterState, id: &ProcessId, ended: ExecutorState, m
         for number in ended.iter().take(ended.len().saturating_sub(MAX_ENDED_EXECUTORS)) {
             app.executors.remove(number);
         }
+        let ended = app.drivers.values().filter(|d| !d.is_live()).count();
+        // The newest stays in any case: it numbers the next.
+        for _ in MAX_ENDED_DRIVERS..ended {
+            app.drivers.pop_first();
+        }
     }
 }
 
+fn live_processes(app: &Application) -> Vec<ProcessId> {
+    let driver = app.live_driver().map(|(attempt, _)| attempt);
+    let driver = driver.map(|attempt| ProcessId::Driver { application: app.id.clone(), attempt });
+    let executors = app
+        .live_executors()
+        .map(|(number, _)| ProcessId::Executor(ExecutorId { application: app.id.clone(), number }));
+    driver.into_iter().chain(executors).collect()
+}
+
 /// Puts an active application into a final state and stops its processes: they leave their workers' desired sets.
+/// `processes` is what becomes of those, and why.
 fn end_application(
     state: &mut ClusterState,
     id: &ApplicationId,
     outcome: ApplicationState,
     message: String,
+    processes: (ExecutorState, &str),
     at_ms: u64,
 ) {
     let Some(app) = state.applications.get_mut(id) else { return };
@@ -428,22 +547,18 @@ fn end_application(
     app.ended_ms = Some(at_ms);
     app.message = message;
     let sequence = app.sequence;
-    let drivers = app
-        .live_driver()
-        .map(|(attempt, _)| ProcessId::Driver { application: id.clone(), attempt })
-        .into_iter();
-    let executors = app
-        .live_executors()
-        .map(|(number, _)| ProcessId::Executor(ExecutorId { application: id.clone(), number }));
-    for process in drivers.chain(executors).collect::<Vec<_>>() {
-        end_process(state, &process, ExecutorState::Killed, "the application has ended", at_ms);
+    let (ended, why) = processes;
+    for process in live_processes(app) {
+        end_process(state, &process, ended, why, at_ms);
     }
     state.active.remove(&sequence);
     state.finished_total += 1;
     state.finished.insert(state.finished_total, id.clone());
     while state.finished.len() > MAX_FINISHED_APPLICATIONS {
-        if let Some((_, oldest)) = state.finished.pop_first() {
-            state.applications.remove(&oldest);
+        let oldest = state.finished.pop_first().and_then(|(_, oldest)| state.applications.remove(&oldest));
+        if let Some(app) = oldest.filter(|app| !app.key.is_empty()) {
+            state.keys.remove(&app.key);
+            state.forgotten_index = state.forgotten_index.max(app.submitted_index);
         }
     }
 }

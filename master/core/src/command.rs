@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 /// A change of the cluster's state. Times are milliseconds since 1970 (UTC), read by the proposer.
 ///
 /// Grants and status changes name the worker's incarnation: decided about one life of a worker, they must not hit the next.
+///
+/// A command, or a field of one, that older builds do not know belongs to a new [feature level](crate::FEATURE_LEVEL):
+/// nobody may propose it before the state says that every master is there. Fields that came later have a default, because
+/// a log may hold commands from before them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
     /// A worker is there, with so much to give. Another incarnation than before means that it was restarted.
@@ -30,7 +34,14 @@ pub enum Command {
     },
     SubmitApplication {
         spec: ApplicationSpec,
+        /// For a repetition of a submission that is known, the application keeps the token it has: read it from the state.
         token: Secret,
+        /// Names the submission, so that its repetition is not run again; empty for no such protection.
+        #[serde(default)]
+        key: String,
+        /// A log index that the cluster had reached before the submission was made for the first time.
+        #[serde(default)]
+        ticket: u64,
         at_ms: u64,
     },
     /// Places a cluster-mode driver. `attempt` must be the application's next.
@@ -73,12 +84,41 @@ pub enum Command {
         by: String,
         at_ms: u64,
     },
+    /// A master is a member, under these names and addresses. For a known one it brings changes of them in; whether that
+    /// one shall vote is left as it is ([`Command::SetNonVoter`]).
+    PutMember {
+        /// Its raft id.
+        id: u64,
+        raft_address: String,
+        client_address: String,
+        ui_url: String,
+        version: String,
+        feature_level: u32,
+        non_voter: bool,
+        at_ms: u64,
+    },
+    SetNonVoter {
+        id: u64,
+        non_voter: bool,
+    },
+    /// A master is no member any more, and will not be again under this id.
+    RemoveMember {
+        id: u64,
+        at_ms: u64,
+    },
+    /// Commands of this level may be proposed from now on. See [`crate::feature_level_to_set`].
+    SetFeatureLevel {
+        level: u32,
+    },
 }
 
 /// What a command did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
-    Submitted { id: ApplicationId },
+    /// The application of this submission, whether it is new or was known by its key.
+    Submitted {
+        id: ApplicationId,
+    },
     Ok,
     Rejected(Rejection),
 }
@@ -90,6 +130,12 @@ pub enum Rejection {
     InvalidSpec(String),
     #[error("the queue is full: {0} applications are waiting or running")]
     QueueFull(usize),
+    #[error(
+        "the key {key:?} names application {application}, which was submitted with another specification"
+    )]
+    KeyReused { key: String, application: ApplicationId },
+    #[error("the submission is too old: it may have run already and been forgotten; look at submit list")]
+    SubmissionTooOld,
     #[error("there is no application {0}")]
     NoSuchApplication(ApplicationId),
     #[error("application {id} has already ended ({state})")]
@@ -120,4 +166,20 @@ pub enum Rejection {
     ProcessState { id: ProcessId, state: ExecutorState },
     #[error("{0} is not an end of a process that a worker can report")]
     NotAnEnd(ExecutorState),
+    #[error("a member cannot be recorded so: {0}")]
+    InvalidMember(String),
+    #[error("master {0:x} was removed from this cluster: it can only come back empty, as a new member")]
+    MemberRemoved(u64),
+    #[error("{address} is the address of master {member:x}: remove that member first")]
+    AddressInUse { address: String, member: u64 },
+    #[error("there is no member {0:x}")]
+    NoSuchMember(u64),
+    #[error(
+        "feature level {needed} is needed, and master {member:x} is of a build that knows only level {has}"
+    )]
+    BuildTooOld { member: u64, has: u32, needed: u32 },
+    #[error("feature level {asked} is no rise: the cluster is on level {current}")]
+    NoRise { asked: u32, current: u32 },
+    #[error("there is no member yet whose build could know feature level {0}")]
+    NoMembers(u32),
 }

@@ -1,10 +1,13 @@
 //! What must hold of every state, by name. Tests check it after every command.
 
 use crate::apply::{
-    MAX_ACTIVE_APPLICATIONS, MAX_ENDED_EXECUTORS, MAX_FINISHED_APPLICATIONS, MAX_GONE_WORKERS,
+    DRIVER_RETRY_FIRST_MS, DRIVER_RETRY_MAX_MS, MAX_ACTIVE_APPLICATIONS, MAX_ENDED_DRIVERS,
+    MAX_ENDED_EXECUTORS, MAX_FINISHED_APPLICATIONS, MAX_GONE_WORKERS, MAX_KEY_BYTES,
 };
+use crate::members::MAX_REMOVED_MEMBERS;
 use crate::state::ClusterState;
 use firesteel_common::{ApplicationState, Resources};
+use std::collections::BTreeSet;
 
 type Check = fn(&ClusterState) -> Result<(), String>;
 
@@ -14,11 +17,18 @@ pub const ALL: &[(&str, Check)] = &[
     ("a_live_process_is_on_exactly_its_own_worker", live_on_its_worker),
     ("an_ended_application_has_no_live_process", ended_have_no_live_process),
     ("an_application_has_at_most_one_live_driver", one_live_driver),
+    ("only_a_supervised_driver_is_started_again", only_supervised_start_again),
+    ("a_driver_that_ended_is_awaited_with_a_delay", next_driver_is_awaited),
+    ("cluster_mode_executors_live_beside_a_driver", executors_beside_a_driver),
     ("executor_numbers_only_grow", numbers_only_grow),
     ("a_waiting_application_has_no_executor", waiting_have_no_executor),
     ("no_application_exceeds_its_target", within_target),
     ("history_is_bounded", bounded),
     ("every_application_is_active_or_finished", indexed_once),
+    ("a_key_names_one_application", keys_name_one),
+    ("a_removed_member_is_no_member", removed_are_no_members),
+    ("no_two_members_share_an_address", no_shared_address),
+    ("every_member_knows_the_feature_level", level_is_known),
 ];
 
 /// Checks all of them; the error names the first that is broken.
@@ -75,6 +85,38 @@ fn one_live_driver(state: &ClusterState) -> Result<(), String> {
     for app in state.applications() {
         let live = app.drivers.values().filter(|d| d.is_live()).count();
         ensure(live <= usize::from(app.is_cluster_mode()), || format!("{} has {live} drivers", app.id))?;
+        let newest = usize::from(app.live_driver().is_some());
+        ensure(live == newest, || format!("{}: another driver than the newest is live", app.id))?;
+        let grants: Vec<u64> = app.drivers.values().map(|d| d.grant_index).collect();
+        ensure(grants.is_sorted(), || format!("{}: drivers were granted out of order", app.id))?;
+    }
+    Ok(())
+}
+
+fn only_supervised_start_again(state: &ClusterState) -> Result<(), String> {
+    for app in state.applications() {
+        let starts = app.driver_starts();
+        ensure(starts <= 1 || app.spec.supervise, || format!("{} started {starts} drivers", app.id))?;
+    }
+    Ok(())
+}
+
+fn next_driver_is_awaited(state: &ClusterState) -> Result<(), String> {
+    for app in state.active().filter(|app| app.awaits_next_driver()) {
+        ensure(app.spec.supervise, || format!("{} is not supervised and has lost its driver", app.id))?;
+        ensure(app.state == ApplicationState::Waiting, || format!("{} is {}", app.id, app.state))?;
+        let ended_ms = app.driver().and_then(|(_, last)| last.ended_ms).unwrap_or(u64::MAX);
+        let delay = app.driver_retry_at_ms.saturating_sub(ended_ms);
+        let bounds = DRIVER_RETRY_FIRST_MS..=DRIVER_RETRY_MAX_MS;
+        ensure(bounds.contains(&delay), || format!("{} starts its driver after {delay} ms", app.id))?;
+    }
+    Ok(())
+}
+
+fn executors_beside_a_driver(state: &ClusterState) -> Result<(), String> {
+    for app in state.applications().filter(|app| app.needs_driver()) {
+        let live = app.live_executors().count();
+        ensure(live == 0, || format!("{} has {live} executors and no driver", app.id))?;
     }
     Ok(())
 }
@@ -96,7 +138,13 @@ fn numbers_only_grow(state: &ClusterState) -> Result<(), String> {
 fn waiting_have_no_executor(state: &ClusterState) -> Result<(), String> {
     for app in state.applications() {
         let waits = app.state == ApplicationState::Waiting;
-        ensure(!waits || app.executors.is_empty(), || format!("{} waits with executors", app.id))?;
+        // One whose driver is started again has had some.
+        let has = if app.driver_failures > 0 {
+            app.live_executors().next().is_some()
+        } else {
+            !app.executors.is_empty()
+        };
+        ensure(!(waits && has), || format!("{} waits with executors", app.id))?;
     }
     Ok(())
 }
@@ -115,11 +163,16 @@ fn bounded(state: &ClusterState) -> Result<(), String> {
     ensure(finished <= MAX_FINISHED_APPLICATIONS, || format!("{finished} finished applications"))?;
     let active = state.active.len();
     ensure(active <= MAX_ACTIVE_APPLICATIONS, || format!("{active} active applications"))?;
+    let removed = state.removed_members.len();
+    ensure(removed <= MAX_REMOVED_MEMBERS, || format!("{removed} removed members"))?;
     let gone = state.workers().filter(|w| !w.is_alive()).count();
     ensure(gone <= MAX_GONE_WORKERS, || format!("{gone} gone workers"))?;
     for app in state.applications() {
         let ended = app.executors.values().filter(|e| !e.is_live()).count();
         ensure(ended <= MAX_ENDED_EXECUTORS, || format!("{} remembers {ended} executors", app.id))?;
+        let ended = app.drivers.values().filter(|d| !d.is_live()).count();
+        ensure(ended <= MAX_ENDED_DRIVERS, || format!("{} remembers {ended} drivers", app.id))?;
+        ensure(app.key.len() <= MAX_KEY_BYTES, || format!("{} has a huge key", app.id))?;
     }
     Ok(())
 }
@@ -135,4 +188,34 @@ fn indexed_once(state: &ClusterState) -> Result<(), String> {
         ensure(app.state.is_final(), || format!("{} is finished and {}", app.id, app.state))?;
     }
     Ok(())
+}
+
+fn keys_name_one(state: &ClusterState) -> Result<(), String> {
+    let mut keyed = 0;
+    for app in state.applications().filter(|app| !app.key.is_empty()) {
+        keyed += 1;
+        let named = state.keys.get(&app.key);
+        ensure(named == Some(&app.id), || format!("{:?} names {named:?}, not {}", app.key, app.id))?;
+    }
+    // Each keyed application is named by its own key; equal numbers leave no key that names nothing.
+    let keys = state.keys.len();
+    ensure(keys == keyed, || format!("{keys} keys for {keyed} applications"))
+}
+
+fn removed_are_no_members(state: &ClusterState) -> Result<(), String> {
+    let returned = state.members().find(|m| state.is_removed_member(m.id));
+    ensure(returned.is_none(), || format!("{returned:?} was removed"))?;
+    let misnamed = state.members.iter().find(|(id, member)| **id != member.id || **id == 0);
+    ensure(misnamed.is_none(), || format!("{misnamed:?} has another id"))
+}
+
+fn no_shared_address(state: &ClusterState) -> Result<(), String> {
+    let mut seen = BTreeSet::new();
+    let twice = state.members().find(|m| !seen.insert(&m.raft_address));
+    ensure(twice.is_none(), || format!("the address of {twice:?} is another's"))
+}
+
+fn level_is_known(state: &ClusterState) -> Result<(), String> {
+    let old = state.members().find(|m| m.feature_level < state.feature_level);
+    ensure(old.is_none(), || format!("{old:?} does not know level {}", state.feature_level))
 }

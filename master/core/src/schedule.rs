@@ -11,9 +11,12 @@
 //!    those behind it.
 //! 4. An application without any executor that could run on the alive workers if they were idle holds everything behind
 //!    it: otherwise small applications would starve a large one. One that could not run even then holds nobody.
-//! 5. Each process goes to the alive worker with the most free cores, then the most free memory, then the fewest
+//! 5. A supervised driver that ended is granted again only after a delay, and while that lasts its application holds
+//!    nobody: one driver that keeps ending must not stop a cluster.
+//! 6. Each process goes to the alive worker with the most free cores, then the most free memory, then the fewest
 //!    executors of the application, then the first id (Spark's `spreadOut`).
 
+use crate::apply::{DRIVER_RETRY_MAX_MS, RETRY_MAX_MS};
 use crate::command::Command;
 use crate::placement::{Rooms, executors_by_worker};
 use crate::state::{Application, ClusterState};
@@ -30,12 +33,15 @@ pub fn schedule(state: &ClusterState, now_ms: u64) -> Vec<Command> {
         if missing == 0 && !app.needs_driver() {
             continue;
         }
+        if driver_put_off_until(app, now_ms).is_some() {
+            continue;
+        }
         let has_executors = app.live_executors().next().is_some();
         if !has_executors && !rooms.idle_but_for(app).can_start(app) {
             continue;
         }
         let may_start = has_executors || rooms.can_start(app);
-        if may_start && app.retry_at_ms <= now_ms {
+        if may_start && pending(app.retry_at_ms, now_ms, RETRY_MAX_MS).is_none() {
             grant(app, missing, &mut rooms, now_ms, &mut plan);
         } else if !has_executors {
             break;
@@ -53,7 +59,7 @@ fn grant(app: &Application, missing: u32, rooms: &mut Rooms<'_>, now_ms: u64, pl
         let worker = rooms.take(room, app.spec.driver);
         plan.push(Command::GrantDriver {
             application: app.id.clone(),
-            attempt: app.driver().map_or(0, |(last, _)| last.saturating_add(1)),
+            attempt: app.driver_starts(),
             worker: worker.id.clone(),
             incarnation: worker.incarnation,
             at_ms: now_ms,
@@ -79,10 +85,19 @@ fn grant(app: &Application, missing: u32, rooms: &mut Rooms<'_>, now_ms: u64, pl
 
 /// When [`schedule`] may have something to say although no state has changed: the end of the nearest retry delay.
 pub fn wake_at_ms(state: &ClusterState, now_ms: u64) -> Option<u64> {
-    state
-        .active()
-        .filter(|app| app.missing_executors() > 0)
-        .map(|app| app.retry_at_ms)
-        .filter(|&at| at > now_ms)
-        .min()
+    let put_off_until = |app: &Application| {
+        let executor = pending(app.retry_at_ms, now_ms, RETRY_MAX_MS);
+        driver_put_off_until(app, now_ms).max(executor)
+    };
+    state.active().filter(|app| app.missing_executors() > 0).filter_map(|app| put_off_until(app)).min()
+}
+
+fn driver_put_off_until(app: &Application, now_ms: u64) -> Option<u64> {
+    app.awaits_next_driver().then(|| pending(app.driver_retry_at_ms, now_ms, DRIVER_RETRY_MAX_MS)).flatten()
+}
+
+/// The end of a delay of at most `max_ms` that has not run out. One that would last much longer was set by a leader whose
+/// clock was ahead: nobody shall wait for the difference.
+fn pending(end_ms: u64, now_ms: u64, max_ms: u64) -> Option<u64> {
+    (end_ms > now_ms && end_ms - now_ms <= 2 * max_ms).then_some(end_ms)
 }

@@ -8,8 +8,17 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+/// The level of commands that this build knows; a state may be on a lower one.
+///
+/// During a rolling upgrade masters of two builds run side by side, and each must be able to apply whatever is committed.
+/// So a command of a newer level may only be proposed once [`ClusterState::feature_level`] says so, and the state says so
+/// once every member's build knows that level ([`crate::feature_level_to_set`]).
+pub const FEATURE_LEVEL: u32 = 1;
+
 /// The replicated state. Cloning copies pointers; it serialises the same on every master.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+///
+/// A field that is added gets a `serde` default: snapshots from before it must load.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterState {
     pub(crate) workers: BTreeMap<WorkerId, Arc<Worker>>,
     pub(crate) applications: BTreeMap<ApplicationId, Arc<Application>>,
@@ -19,6 +28,62 @@ pub struct ClusterState {
     pub(crate) finished: BTreeMap<u64, ApplicationId>,
     pub(crate) submitted_total: u64,
     pub(crate) finished_total: u64,
+    /// Submissions that are known by their keys, for as long as their applications are remembered.
+    #[serde(default)]
+    pub(crate) keys: BTreeMap<String, ApplicationId>,
+    /// The newest log index of a submission with a key that has been forgotten since; 0 while none has.
+    #[serde(default)]
+    pub(crate) forgotten_index: u64,
+    #[serde(default)]
+    pub(crate) members: BTreeMap<u64, Member>,
+    /// Ids of removed members → log index of the removal.
+    #[serde(default)]
+    pub(crate) removed_members: BTreeMap<u64, u64>,
+    #[serde(default = "first_feature_level")]
+    pub(crate) feature_level: u32,
+}
+
+const fn first_feature_level() -> u32 {
+    1
+}
+
+impl Default for ClusterState {
+    fn default() -> Self {
+        Self {
+            workers: BTreeMap::new(),
+            applications: BTreeMap::new(),
+            active: BTreeMap::new(),
+            finished: BTreeMap::new(),
+            submitted_total: 0,
+            finished_total: 0,
+            keys: BTreeMap::new(),
+            forgotten_index: 0,
+            members: BTreeMap::new(),
+            removed_members: BTreeMap::new(),
+            feature_level: first_feature_level(),
+        }
+    }
+}
+
+/// A master of the cluster: what it is called and where it is found.
+///
+/// Who votes and who leads is Raft's own configuration, which changes by its own entries. These records say nothing about
+/// that; they may be a moment ahead of it or behind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its raft id.
+    pub id: u64,
+    /// HOST:PORT for other masters. No two members share one.
+    pub raft_address: String,
+    /// HOST:PORT for submit, workers and drivers.
+    pub client_address: String,
+    pub ui_url: String,
+    pub version: String,
+    /// What its build knows.
+    pub feature_level: u32,
+    /// It shall never vote.
+    pub non_voter: bool,
+    pub joined_ms: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,16 +120,22 @@ pub struct Application {
     pub id: ApplicationId,
     /// Counts submissions from 1: the order of the queue.
     pub sequence: u64,
+    /// The submitter's name for the submission; empty if it gave none.
+    #[serde(default)]
+    pub key: String,
+    /// Log index of the submission; 0 if it is from a time when that was not kept.
+    #[serde(default)]
+    pub submitted_index: u64,
     pub spec: Arc<ApplicationSpec>,
     pub token: Secret,
     pub state: ApplicationState,
     pub submitted_ms: u64,
-    /// When its first executor was granted.
+    /// When its very first executor was granted.
     pub started_ms: Option<u64>,
     pub ended_ms: Option<u64>,
     /// The outcome in words; empty before the end and after success.
     pub message: String,
-    /// Cluster mode: driver processes by attempt.
+    /// Cluster mode: driver processes by attempt: a live one, and the last of those that ended.
     pub drivers: BTreeMap<u32, Arc<Process>>,
     /// Executors by number: all live ones, and the last of those that ended.
     pub executors: BTreeMap<u32, Arc<Process>>,
@@ -75,6 +146,12 @@ pub struct Application {
     pub quick_ends: u32,
     /// No executor is granted before this time: an executor that keeps crashing must not be started in a tight loop.
     pub retry_at_ms: u64,
+    /// Supervised: drivers in a row that ended without a result and had not lived long.
+    #[serde(default)]
+    pub driver_failures: u32,
+    /// Supervised: the next driver is not granted before this time.
+    #[serde(default)]
+    pub driver_retry_at_ms: u64,
 }
 
 impl Application {
@@ -98,6 +175,17 @@ impl Application {
     /// Whether it still lacks the driver that a worker shall run.
     pub fn needs_driver(&self) -> bool {
         self.is_cluster_mode() && self.live_driver().is_none()
+    }
+
+    /// How often its driver has been placed; also the number of the next attempt.
+    pub fn driver_starts(&self) -> u32 {
+        self.driver().map_or(0, |(last, _)| last.saturating_add(1))
+    }
+
+    /// Whether its driver ended without a result and another takes its place (a supervised application). It has no executor
+    /// then.
+    pub fn awaits_next_driver(&self) -> bool {
+        !self.state.is_final() && self.needs_driver() && !self.drivers.is_empty()
     }
 
     /// How many executors it lacks.
@@ -193,6 +281,30 @@ impl ClusterState {
     /// Ended applications, the last to end first.
     pub fn finished(&self) -> impl Iterator<Item = &Arc<Application>> {
         self.finished.values().rev().filter_map(|id| self.applications.get(id))
+    }
+
+    /// The application of the submission with this key, as long as it is remembered.
+    pub fn application_of_key(&self, key: &str) -> Option<&Arc<Application>> {
+        self.applications.get(self.keys.get(key)?)
+    }
+
+    /// The masters by raft id. Who of them votes is Raft's to say, see [`Member`].
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        self.members.values()
+    }
+
+    pub fn member(&self, id: u64) -> Option<&Member> {
+        self.members.get(&id)
+    }
+
+    /// Whether a member of this id was removed. The oldest removals of very many are forgotten.
+    pub fn is_removed_member(&self, id: u64) -> bool {
+        self.removed_members.contains_key(&id)
+    }
+
+    /// Commands up to this level may be proposed; see [`FEATURE_LEVEL`].
+    pub fn feature_level(&self) -> u32 {
+        self.feature_level
     }
 
     pub fn process(&self, id: &ProcessId) -> Option<&Arc<Process>> {

@@ -2,9 +2,13 @@
 
 use crate::placement::{Room, Rooms};
 use crate::state::{Application, ClusterState};
-use firesteel_common::{ApplicationId, ApplicationSpec, ApplicationState, MemorySize, Resources, WorkerId};
+use firesteel_common::{
+    ApplicationId, ApplicationSpec, ApplicationState, ExecutorState, MemorySize, Resources, WorkerId,
+};
 use std::collections::BTreeMap;
 use std::fmt::Write;
+
+const MAX_REASON_CHARS: usize = 200;
 
 /// Why one application has not got all that it asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,12 +55,16 @@ pub fn waiting(state: &ClusterState) -> BTreeMap<ApplicationId, Explanation> {
         }
         let case = Case { state, rooms: &rooms, app, holder };
         let explanation = case.explain(queued.then_some(position));
-        let imminent = app.quick_ends <= 1 && explanation.workers.values().any(|o| *o == Obstacle::Fits);
+        let put_off = app.quick_ends > 1 || app.awaits_next_driver();
+        let imminent = !put_off && explanation.workers.values().any(|o| *o == Obstacle::Fits);
         if !imminent {
             explanations.insert(app.id.clone(), explanation);
         }
         let has_executors = app.live_executors().next().is_some();
-        if holder.is_none() && !has_executors && rooms.idle_but_for(app).can_start(app) {
+        // An application that awaits its next driver holds nobody before it is time. When it is, there is only a lack of
+        // room to wait for.
+        let before_time = app.awaits_next_driver() && rooms.can_start(app);
+        if holder.is_none() && !has_executors && !before_time && rooms.idle_but_for(app).can_start(app) {
             holder = Some(app);
         }
     }
@@ -82,10 +90,15 @@ impl Case<'_> {
                 format!("{} of {target} executors granted. ", target - self.app.missing_executors())
             }
         };
+        let next_driver = self.next_driver();
+        text.push_str(&next_driver);
         if workers.is_empty() {
             text.push_str(&self.no_workers());
         } else if !self.rooms.idle_but_for(self.app).can_start(self.app) {
             text.push_str(&self.never());
+        } else if !next_driver.is_empty() && self.holder.is_none() && self.rooms.can_start(self.app) {
+            // Only the delay speaks against it.
+            text.truncate(text.trim_end().len());
         } else {
             let _ = write!(text, "Needs {}. {}.", self.needs(), counts(&workers, self.rooms));
             if let Some(remedy) = self.remedy(&workers) {
@@ -93,6 +106,18 @@ impl Case<'_> {
             }
         }
         Explanation { queue_position, text, workers }
+    }
+
+    /// "The driver is started again 4 s after it exited with code 1. " Empty unless its driver ended and is supervised.
+    fn next_driver(&self) -> String {
+        let app = self.app;
+        let Some((_, last)) = app.driver().filter(|_| app.awaits_next_driver()) else { return String::new() };
+        let delay_ms = app.driver_retry_at_ms.saturating_sub(last.ended_ms.unwrap_or(0));
+        // A reason may be a page long; the driver's record has it in full.
+        let line = last.message.lines().next().unwrap_or_default();
+        let why: String = line.trim_end_matches('.').chars().take(MAX_REASON_CHARS).collect();
+        let subject = if last.state == ExecutorState::Lost { "" } else { "it " };
+        format!("The driver is started again {} s after {subject}{why}. ", delay_ms / 1000)
     }
 
     fn obstacle(&self, room: &Room<'_>) -> Obstacle {

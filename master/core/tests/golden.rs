@@ -5,11 +5,14 @@
 //!
 //! ```text
 //! register W CORES MEMORY [inc=N]         dead W | alive W | left W
-//! submit NAME client|cluster [driver=CORES/MEMORY] [executor=CORES/MEMORY] [n=COUNT | total=CORES]
+//! submit NAME client|cluster [driver=CORES/MEMORY] [executor=CORES/MEMORY] [n=COUNT | total=CORES] [supervise]
+//!        [key=KEY] [ticket=INDEX]
 //! schedule                                until it has nothing more to say
 //! started A/P [ADDRESS]                   ended A/P exit N | signal N | failure REASON
 //! finish A ok | failed MESSAGE            kill A BY
 //! waiting | state | desired W             pass MS
+//! member ID ADDRESS [level=N] [version=V] [non-voter]
+//! voter ID | non-voter ID | remove ID     level N | members
 //! ```
 //!
 //! Applications are written `a1`, `a2`, … in the order of submission.
@@ -51,4 +54,17 @@ macro_rules! stories {
     };
 }
 
-stories!(queue, placement, loss_and_recovery, kill, fifo_blocking, replacement, too_large, rejections);
+stories!(
+    queue,
+    placement,
+    loss_and_recovery,
+    kill,
+    fifo_blocking,
+    replacement,
+    too_large,
+    rejections,
+    supervised,
+    supervised_queue,
+    exactly_once,
+    members,
+);

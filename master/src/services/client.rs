@@ -51,7 +51,8 @@ impl v1::client_server::Client for ClientService {
         &self,
         request: Request<v1::SubmitApplicationRequest>,
     ) -> Result<Response<v1::SubmitApplicationResponse>, Status> {
-        let spec = convert::application_spec(request.into_inner().spec)?;
+        let v1::SubmitApplicationRequest { spec, key, ticket } = request.into_inner();
+        let spec = convert::application_spec(spec)?;
         if spec.deploy_mode == DeployMode::Cluster && !self.cluster.artifacts().contains(&spec.artifact).await
         {
             return Err(status(
@@ -62,14 +63,19 @@ impl v1::client_server::Client for ClientService {
         }
         let token = new_token()?;
         tracing::debug!(name = spec.name, user = spec.user, "submission");
-        let command = Command::SubmitApplication { spec, token: token.clone(), at_ms: now_ms() };
+        let command = Command::SubmitApplication { spec, token, key, ticket, at_ms: now_ms() };
         match self.cluster.change(command).await? {
             Ok(Outcome::Submitted { id }) => {
                 tracing::info!(application = %id, "submitted");
+                // Not the new one: a repeated submission's application keeps the token that its processes have.
+                let state = self.cluster.state();
+                let app = state.application(&id).ok_or_else(|| {
+                    Status::internal(format!("application {id} was forgotten before it was answered"))
+                })?;
                 Ok(Response::new(v1::SubmitApplicationResponse {
                     ui_url: self.cluster.application_url(&id),
                     application_id: id.to_string(),
-                    token: token.expose().to_owned(),
+                    token: app.token.expose().to_owned(),
                 }))
             }
             Ok(_) => Err(Status::internal("the submission has no id")),

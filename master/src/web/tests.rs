@@ -81,7 +81,13 @@ impl Cluster {
             supervise: false,
         };
         let token = Secret::new(TOKEN);
-        match self.apply(Command::SubmitApplication { spec, token, at_ms: self.now_ms }) {
+        match self.apply(Command::SubmitApplication {
+            spec,
+            token,
+            key: String::new(),
+            ticket: 0,
+            at_ms: self.now_ms,
+        }) {
             Outcome::Submitted { id } => id,
             other => panic!("{other:?}"),
         }

@@ -5,8 +5,8 @@ use firesteel_common::{
     ProcessEnd, ProcessId, Resources, Secret, WorkerId, WorkerStatus,
 };
 use firesteel_master_core::{
-    Application, ClusterState, Command, Outcome, Process, apply, desired, invariants, schedule, waiting,
-    wake_at_ms,
+    Application, ClusterState, Command, Member, Outcome, Process, apply, desired, feature_level_to_set,
+    invariants, schedule, waiting, wake_at_ms,
 };
 use std::fmt::Write;
 
@@ -39,6 +39,11 @@ pub fn tell(text: &str) -> String {
                     told.push_str("---\n");
                     told.push_str(&teller.take_output());
                 }
+                assert!(
+                    teller.out.is_empty(),
+                    "a block without --- would be checked for nothing: {}",
+                    teller.out
+                );
                 told.push('\n');
                 in_output = false;
             }
@@ -94,7 +99,9 @@ impl Teller {
             }
             ["submit", name, mode, rest @ ..] => {
                 let spec = spec(name, mode, rest);
-                self.apply(Command::SubmitApplication { spec, token: Secret::new("t"), at_ms });
+                let key = option(rest, "key").unwrap_or_default().to_owned();
+                let ticket = option(rest, "ticket").map_or(0, |t| t.parse().expect("an index"));
+                self.apply(Command::SubmitApplication { spec, token: Secret::new("t"), key, ticket, at_ms });
             }
             ["schedule"] => loop {
                 let plan = schedule(&self.state, self.now_ms);
@@ -147,10 +154,44 @@ impl Teller {
                 for launch in desired(&self.state, &worker(id)) {
                     let _ = writeln!(
                         self.out,
-                        "{}: {}, granted at {}",
-                        launch.process, launch.resources, launch.grant_index
+                        "{}: {}, granted at {} for incarnation {}{}",
+                        launch.process,
+                        launch.resources,
+                        launch.grant_index,
+                        launch.incarnation,
+                        if launch.ends_with_lease { ", ends with the lease" } else { "" }
                     );
                 }
+            }
+            ["member", id, address, rest @ ..] => self.apply(Command::PutMember {
+                id: raft_id(id),
+                raft_address: (*address).to_owned(),
+                client_address: address.replace("raft", "client"),
+                ui_url: String::new(),
+                version: option(rest, "version").unwrap_or("0.1.0").to_owned(),
+                feature_level: option(rest, "level").map_or(1, |v| v.parse().expect("a level")),
+                non_voter: rest.contains(&"non-voter"),
+                at_ms,
+            }),
+            [vote @ ("voter" | "non-voter"), id] => {
+                let id = raft_id(id);
+                self.apply(Command::SetNonVoter { id, non_voter: *vote == "non-voter" });
+            }
+            ["remove", id] => {
+                self.apply(Command::RemoveMember { id: raft_id(id), at_ms });
+            }
+            ["level", level] => {
+                self.apply(Command::SetFeatureLevel { level: level.parse().expect("a level") });
+            }
+            ["members"] => {
+                for member in self.state.members() {
+                    let _ = writeln!(self.out, "{}", print_member(member, self.now_ms));
+                }
+                let _ = write!(self.out, "feature level {}", self.state.feature_level());
+                let _ = match feature_level_to_set(&self.state) {
+                    Some(next) => writeln!(self.out, ", to be set to {next}"),
+                    None => writeln!(self.out),
+                };
             }
             ["pass", ms] => self.now_ms += ms.parse::<u64>().expect("milliseconds"),
             _ => panic!("{line:?} is no command of a story"),
@@ -163,6 +204,9 @@ impl Teller {
         let outcome = apply(&mut self.state, self.index, command);
         let _ = match &outcome {
             Outcome::Ok => writeln!(self.out, "{text}"),
+            Outcome::Submitted { id } if self.applications.contains(id) => {
+                writeln!(self.out, "{text} -> {id}, known")
+            }
             Outcome::Submitted { id } => {
                 self.applications.push(id.clone());
                 writeln!(self.out, "{text} -> {id}")
@@ -215,6 +259,16 @@ fn print_application(out: &mut String, app: &Application) {
     }
 }
 
+fn print_member(member: &Member, now_ms: u64) -> String {
+    let Member { id, raft_address, client_address, version, feature_level, non_voter, joined_ms, .. } =
+        member;
+    let votes = if *non_voter { "non-voter" } else { "voter" };
+    let joined = now_ms - joined_ms;
+    format!(
+        "{id:x} {votes} at {raft_address} and {client_address}: {version}, level {feature_level}, joined {joined} ms ago"
+    )
+}
+
 fn short(command: &Command) -> String {
     match command {
         Command::RegisterWorker { id, incarnation, .. } => format!("register {id} incarnation {incarnation}"),
@@ -232,11 +286,22 @@ fn short(command: &Command) -> String {
             format!("{application} {}", if *success { "finished" } else { "failed" })
         }
         Command::KillApplication { application, .. } => format!("kill {application}"),
+        Command::PutMember { id, raft_address, .. } => format!("member {id:x} at {raft_address}"),
+        Command::SetNonVoter { id, non_voter } => {
+            format!("member {id:x} is a {}", if *non_voter { "non-voter" } else { "voter" })
+        }
+        Command::RemoveMember { id, .. } => format!("remove member {id:x}"),
+        Command::SetFeatureLevel { level } => format!("feature level {level}"),
     }
 }
 
 fn worker(text: &str) -> WorkerId {
     format!("worker-{text}").parse().expect("a worker id")
+}
+
+/// Hexadecimal, as it is printed.
+fn raft_id(text: &str) -> u64 {
+    u64::from_str_radix(text, 16).expect("a raft id")
 }
 
 fn mib(text: &str) -> u64 {
@@ -267,6 +332,6 @@ fn spec(name: &str, mode: &str, rest: &[&str]) -> ApplicationSpec {
             Some(total) => ExecutorCount::TotalCores(total.parse().expect("cores")),
             None => ExecutorCount::Exactly(option(rest, "n").map_or(2, |n| n.parse().expect("a count"))),
         },
-        supervise: false,
+        supervise: rest.contains(&"supervise"),
     }
 }
