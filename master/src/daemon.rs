@@ -126,7 +126,9 @@ impl Daemon {
         addresses.learn([(raft_id, own.clone())]);
         address_file.write(&addresses);
         let (cluster_id, book) = (beginning.cluster_id, addresses.clone());
-        let (consensus, thread) = Consensus::open_storage(storage, beginning.bootstrap, |inbox| Settings::new(Network::new(cluster_id, raft_id, book, inbox)))?;
+        let (consensus, thread) = Consensus::open_storage(storage, beginning.bootstrap, |inbox| {
+            Settings::new(Network::new(cluster_id, raft_id, book, inbox))
+        })?;
         let thread = tokio::spawn(thread.ended());
         let artifacts = Artifacts::open(&config.data_dir).await?;
         let master_url = MasterUrl::new(host.clone(), grpc_port);
@@ -312,7 +314,10 @@ async fn bind_raft(config: &Config) -> Result<TcpListener, DaemonError> {
         Err(_) if config.raft_port.is_none() && config.plan.join.is_empty() => {
             let listener = bind(&config.host, 0, "--raft-port").await?;
             let port = local_port(&listener)?;
-            tracing::info!(port, "the port for other masters, {DEFAULT_RAFT_PORT}, is taken: using another one");
+            tracing::info!(
+                port,
+                "the port for other masters, {DEFAULT_RAFT_PORT}, is taken: using another one"
+            );
             Ok(listener)
         }
         bound => bound,

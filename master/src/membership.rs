@@ -280,7 +280,8 @@ pub fn list(cluster: &Cluster) -> v1::ListMembersResponse {
     let members = ids.into_iter().map(|id| {
         let record: Option<&Member> = state.member(id);
         let role = match () {
-            () if view.leader_id == Some(id) => v1::MemberRole::Leader,
+            // Only the leader is asked; its view may be a tick older than its leadership.
+            () if view.member_id == id => v1::MemberRole::Leader,
             () if view.voters.contains(&id) => v1::MemberRole::Follower,
             () => v1::MemberRole::Learner,
         };

@@ -114,7 +114,7 @@ fn three_founders_make_one_cluster_in_any_order_and_survive_a_restart_of_all() {
             let list: serde_json::Value =
                 serde_json::from_str(&run.stdout).map_err(|_| run.stderr.clone())?;
             let roles: Vec<_> =
-                list.as_array().into_iter().flatten().filter_map(|m| m["role"].as_str()).collect();
+                list["members"].as_array().into_iter().flatten().filter_map(|m| m["role"].as_str()).collect();
             let voters =
                 roles.iter().filter(|r| ["leader", "follower"].contains(&r.to_lowercase().as_str())).count();
             if voters == 3 { Ok(run.stdout.clone()) } else { Err(run.stdout.clone()) }

@@ -202,7 +202,9 @@ impl Peers for PeersService {
                     data.extend_from_slice(&piece);
                 }
                 _ => {
-                    return Err(Status::invalid_argument("a snapshot is a head and as many bytes as it says"));
+                    return Err(Status::invalid_argument(
+                        "a snapshot is a head and as many bytes as it says",
+                    ));
                 }
             }
         }

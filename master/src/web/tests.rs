@@ -572,12 +572,16 @@ async fn the_masters_are_shown_once_there_are_several() {
     };
     let page = cluster.get("/").await;
     page.has(&["Masters", "http://h8:8080", "silent", ">10<", "No master may be lost now"]);
-    cluster.get("/metrics").await.has(&["firesteel_raft_member_lag_entries{member=\"8\"} 10", "firesteel_raft_voters 3"]);
+    cluster
+        .get("/metrics")
+        .await
+        .has(&["firesteel_raft_member_lag_entries{member=\"8\"} 10", "firesteel_raft_voters 3"]);
 
     // Seen from a follower, with a way to the leader.
     cluster.leader = false;
     cluster.leader_id = Some(8);
-    cluster.members = MembersView { leading: false, leader_id: Some(8), peers: Default::default(), ..cluster.members };
+    cluster.members =
+        MembersView { leading: false, leader_id: Some(8), peers: Default::default(), ..cluster.members };
     cluster.get("/").await.has(&["This master follows", "href=\"http://h8:8080\"", "the leader knows"]);
     cluster.members.quorum = false;
     cluster.get("/").await.has(&["nothing can be submitted"]);

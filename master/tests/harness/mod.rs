@@ -36,7 +36,8 @@ pub struct Master {
 
 async fn start(dir: &Path, arguments: &[String]) -> Result<Daemon, String> {
     let data_dir = dir.join("data").display().to_string();
-    let mut all: Vec<&str> = vec!["firesteel-master", "--webui-port", "0", "--raft-port", "0", "--data-dir", &data_dir];
+    let mut all: Vec<&str> =
+        vec!["firesteel-master", "--webui-port", "0", "--raft-port", "0", "--data-dir", &data_dir];
     all.extend(arguments.iter().map(String::as_str));
     if !arguments.iter().any(|a| a == "--port") {
         all.extend(["--port", "0"]);
