@@ -452,3 +452,51 @@ impl Run {
         Self { code, stdout: text(&output.stdout), stderr: text(&output.stderr) }
     }
 }
+
+/// A started command; killed when dropped, so that a failing test leaves nothing running.
+#[derive(Debug)]
+pub struct Started(Option<Child>);
+
+impl Started {
+    /// Starts it; its output waits in pipes.
+    pub fn of(command: &mut Command) -> Self {
+        Self::as_it_is(command.stdout(Stdio::piped()).stderr(Stdio::piped()))
+    }
+
+    /// Starts it; its output goes where the command says.
+    pub fn as_it_is(command: &mut Command) -> Self {
+        let child = command.spawn();
+        Self(Some(child.unwrap_or_else(|e| panic!("{command:?}: {e}"))))
+    }
+
+    fn child(&mut self) -> &mut Child {
+        self.0.as_mut().expect("it has not been finished")
+    }
+
+    pub fn pid(&mut self) -> i32 {
+        self.child().id() as i32
+    }
+
+    pub fn stdout(&mut self) -> std::process::ChildStdout {
+        self.child().stdout.take().expect("once")
+    }
+
+    pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
+        self.child().try_wait().expect("wait")
+    }
+
+    /// Waits for its end.
+    pub fn finish(mut self) -> Run {
+        let child = self.0.take().expect("once");
+        Run::of(child.wait_with_output().expect("it ends"))
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}

@@ -1,12 +1,12 @@
 //! What happens when something dies, cannot be reached, or is asked too much.
 
-use firesteel_tests::cluster::{Cluster, Run, binary};
+use firesteel_tests::cluster::{Cluster, Run, Started, binary};
 use firesteel_tests::procs::{self, wait_for};
 use firesteel_tests::tpch;
 use rustix::process::Signal;
 use std::io::Read;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -21,14 +21,6 @@ fn endless(cluster: &Cluster) -> PathBuf {
         tpch::tables(&data)
     );
     cluster.script("endless.sql", &sql)
-}
-
-fn spawn(command: &mut Command) -> Child {
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("submit runs")
-}
-
-fn finish(child: Child) -> Run {
-    Run::of(child.wait_with_output().expect("submit ends"))
 }
 
 fn wait_for_engines(cluster: &Cluster, kind: &str, count: usize) -> Vec<procs::Process> {
@@ -77,7 +69,7 @@ fn items<'a>(
 fn an_executor_killed_mid_query_is_replaced_and_the_query_ends_right() {
     let cluster = Cluster::start(2, 2);
     let script = endless(&cluster);
-    let child = spawn(cluster.submit(["--deploy-mode", "cluster"]).arg(&script));
+    let child = Started::of(cluster.submit(["--deploy-mode", "cluster"]).arg(&script));
     let before = wait_for_engines(&cluster, "executor", 2);
     let id = wait_for_running_tasks(&cluster);
     procs::kill(before[0].pid, Signal::KILL);
@@ -92,7 +84,7 @@ fn an_executor_killed_mid_query_is_replaced_and_the_query_ends_right() {
         if text.contains("\"restarts\":1") { Ok(()) } else { Err(text) }
     });
     assert_eq!(cluster.run(["kill", &id]).code, 0);
-    assert_eq!(finish(child).code, 5);
+    assert_eq!(child.finish().code, 5);
     cluster.assert_clean();
 }
 
@@ -116,22 +108,32 @@ fn a_query_survives_an_executor_and_returns_the_right_rows() {
             .repeat(60)
     );
     let script = cluster.script("repeated.sql", &repeated);
-    let child = spawn(cluster.submit(["--deploy-mode", "cluster", "-o", "csv"]).arg(&script));
+    let child = Started::of(
+        cluster.submit(["--deploy-mode", "cluster", "-o", "csv", "--name", "repeated"]).arg(&script),
+    );
+    let id = wait_for("the application", LIMIT, || {
+        let run = cluster.run(["list", "-o", "json"]);
+        let list: serde_json::Value = serde_json::from_str(&run.stdout).map_err(|e| e.to_string())?;
+        let ours = list.as_array().into_iter().flatten().find(|app| app["name"] == "repeated");
+        ours.and_then(|app| app["id"].as_str()).map(str::to_owned).ok_or(run.stdout)
+    });
+    let restarts = || {
+        let status = status(&cluster, &id);
+        items(&status, "jobs").filter_map(|job| job["restarts"].as_u64()).sum::<u64>()
+    };
     for round in 0..2 {
         let executors = wait_for_engines(&cluster, "executor", 2);
         procs::kill(executors[round % 2].pid, Signal::KILL);
-        wait_for("the dead executor to be gone", LIMIT, || {
-            let now = cluster.engines("executor");
-            if now.iter().all(|p| p.pid != executors[round % 2].pid) {
-                Ok(())
-            } else {
-                Err(format!("{now:?}"))
-            }
+        // The kill has hit a running query.
+        wait_for("a query to start again", LIMIT, || {
+            let now = restarts();
+            if now > round as u64 { Ok(()) } else { Err(format!("{now} restarts")) }
         });
     }
-    let run = finish(child);
+    let run = child.finish();
     assert_eq!(run.code, 0, "{}\n{}", run.stderr, cluster.logs());
     assert_eq!(run.stdout, vec![expected.as_str(); 60].join("\n"));
+    assert!(restarts() >= 2);
     cluster.assert_clean();
 }
 
@@ -140,7 +142,7 @@ fn a_worker_killed_leaves_no_process_and_no_directory_and_the_query_goes_on() {
     let mut cluster = Cluster::start(2, 2);
     let script = endless(&cluster);
     // Client mode: the driver is here, so any worker may die.
-    let child = spawn(cluster.submit(["--num-executors", "2"]).arg(&script));
+    let child = Started::of(cluster.submit(["--num-executors", "2"]).arg(&script));
     wait_for_engines(&cluster, "executor", 2);
     let id = wait_for_running_tasks(&cluster);
     cluster.workers[1].kill();
@@ -160,7 +162,7 @@ fn a_worker_killed_leaves_no_process_and_no_directory_and_the_query_goes_on() {
         if now.len() == 2 { Ok(()) } else { Err(format!("{now:?}\n{}", cluster.logs())) }
     });
     assert_eq!(cluster.run(["kill", &id]).code, 0);
-    assert_eq!(finish(child).code, 5);
+    assert_eq!(child.finish().code, 5);
     cluster.assert_clean();
 }
 
@@ -169,14 +171,14 @@ fn a_driver_killed_is_reported_in_both_modes() {
     let cluster = Cluster::start(2, 2);
     let script = endless(&cluster);
     for mode in ["client", "cluster"] {
-        let child = spawn(cluster.submit(["--deploy-mode", mode]).arg(&script));
+        let mut child = Started::of(cluster.submit(["--deploy-mode", mode]).arg(&script));
         wait_for_engines(&cluster, "executor", 2);
         let driver = match mode {
             "cluster" => wait_for_engines(&cluster, "driver", 1)[0].pid,
-            _ => wait_for("the driver", LIMIT, || child_of(child.id() as i32).ok_or("none".to_owned())),
+            _ => wait_for("the driver", LIMIT, || child_of(child.pid()).ok_or("none".to_owned())),
         };
         procs::kill(driver, Signal::KILL);
-        let run = finish(child);
+        let run = child.finish();
         assert_eq!(run.code, 1, "{mode}: {}", run.stderr);
         assert!(run.stderr.contains("signal 9 (SIGKILL)"), "{mode}: {}", run.stderr);
         cluster.assert_clean();
@@ -193,18 +195,18 @@ fn ctrl_c_kills_in_client_mode_and_detaches_in_cluster_mode() {
     let cluster = Cluster::start(2, 2);
     let script = endless(&cluster);
 
-    let child = spawn(cluster.submit(["--deploy-mode", "client"]).arg(&script));
+    let mut child = Started::of(cluster.submit(["--deploy-mode", "client"]).arg(&script));
     wait_for_engines(&cluster, "executor", 2);
-    procs::kill(child.id() as i32, Signal::INT);
-    let run = finish(child);
+    procs::kill(child.pid(), Signal::INT);
+    let run = child.finish();
     assert_eq!(run.code, 130, "{}", run.stderr);
     cluster.assert_clean();
 
-    let child = spawn(cluster.submit(["--deploy-mode", "cluster"]).arg(&script));
+    let mut child = Started::of(cluster.submit(["--deploy-mode", "cluster"]).arg(&script));
     wait_for_engines(&cluster, "executor", 2);
     wait_for_engines(&cluster, "driver", 1);
-    procs::kill(child.id() as i32, Signal::INT);
-    let run = finish(child);
+    procs::kill(child.pid(), Signal::INT);
+    let run = child.finish();
     assert_eq!(run.code, 130, "{}", run.stderr);
     let at = run.stderr.find("app-").unwrap_or_else(|| panic!("names the application: {}", run.stderr));
     let id: String =
@@ -219,7 +221,7 @@ fn ctrl_c_kills_in_client_mode_and_detaches_in_cluster_mode() {
 fn a_master_that_restarts_is_not_noticed_by_a_running_query() {
     let mut cluster = Cluster::start(2, 2);
     let script = endless(&cluster);
-    let child = spawn(cluster.submit(["--deploy-mode", "cluster"]).arg(&script));
+    let child = Started::of(cluster.submit(["--deploy-mode", "cluster"]).arg(&script));
     wait_for_engines(&cluster, "executor", 2);
     let id = wait_for_running_tasks(&cluster);
     let before = cluster.engines("executor");
@@ -243,7 +245,7 @@ fn a_master_that_restarts_is_not_noticed_by_a_running_query() {
     assert_eq!(cluster.engines("executor"), before, "the same processes still run");
     assert!(!status(&cluster, &id).to_string().contains("\"restarts\":1"));
     assert_eq!(cluster.run(["kill", &id]).code, 0);
-    assert_eq!(finish(child).code, 5);
+    assert_eq!(child.finish().code, 5);
     cluster.assert_clean();
 }
 
@@ -251,7 +253,7 @@ fn a_master_that_restarts_is_not_noticed_by_a_running_query() {
 fn too_large_an_application_waits_and_says_why() {
     let mut cluster = Cluster::start(1, 1);
     let script = cluster.script("one.sql", "SELECT 1 AS one");
-    let mut child = spawn(
+    let mut child = Started::of(
         cluster.submit(["--deploy-mode", "cluster", "--executor-cores", "64", "-o", "csv"]).arg(&script),
     );
     let id = only_application(&cluster);
@@ -267,22 +269,22 @@ fn too_large_an_application_waits_and_says_why() {
     // It does not block the others.
     let run = cluster.run([std::ffi::OsStr::new("-o"), "csv".as_ref(), script.as_os_str()]);
     assert_eq!((run.code, run.stdout.as_str()), (0, "one\n1\n"), "{}", run.stderr);
-    assert!(child.try_wait().unwrap().is_none(), "it still waits");
+    assert!(child.ended().is_none(), "it still waits");
     let run = cluster.run(["kill", &id]);
     assert_eq!(run.code, 0, "{}", run.stderr);
-    let run = finish(child);
+    let run = child.finish();
     assert_eq!(run.code, 5);
     assert!(run.stderr.contains("64 cores"), "the terminal said why: {}", run.stderr);
     // No worker at all is a reason, too.
     cluster.workers[0].stop();
-    let child = spawn(cluster.submit(["--deploy-mode", "cluster"]).arg(&script));
+    let child = Started::of(cluster.submit(["--deploy-mode", "cluster"]).arg(&script));
     let waiting = wait_for("the reason", LIMIT, || {
         let run = cluster.run(["list", "-o", "json"]);
         if run.stdout.contains("start-worker") { Ok(run.stdout) } else { Err(run.stdout) }
     });
     assert!(waiting.contains("WAITING"));
     cluster.add_worker();
-    assert_eq!(finish(child).code, 0, "a worker came, the application ran");
+    assert_eq!(child.finish().code, 0, "a worker came, the application ran");
 }
 
 #[test]
@@ -352,11 +354,11 @@ fn a_reader_that_goes_away_is_no_error_to_shout_about() {
     let data = tpch::data(&binary("firesteel-engine"), 0.01);
     let script = cluster.script("all.sql", &format!("{}SELECT * FROM lineitem", tpch::tables(&data)));
     for mode in ["client", "cluster"] {
-        let mut child = spawn(cluster.submit(["--deploy-mode", mode, "-o", "csv"]).arg(&script));
+        let mut child = Started::of(cluster.submit(["--deploy-mode", mode, "-o", "csv"]).arg(&script));
         let mut first = [0; 10];
-        child.stdout.take().unwrap().read_exact(&mut first).unwrap();
+        child.stdout().read_exact(&mut first).unwrap();
         assert_eq!(&first, b"l_orderkey", "{mode}");
-        let run = finish(child);
+        let run = child.finish();
         assert!(!run.stderr.contains("panicked"), "{mode}: {}", run.stderr);
         for id in running_ids(&cluster) {
             cluster.run(["kill", &id]);
@@ -381,7 +383,7 @@ fn no_secret_in_argv_env_or_logs() {
     let properties = cluster.script("secret.conf", "firesteel.store.aws_secret_access_key=tops3cret\n");
     let mut command =
         cluster.submit(["--deploy-mode", "cluster", "--num-executors", "1", "--properties-file"]);
-    let child = spawn(command.arg(&properties).arg(&script));
+    let child = Started::of(command.arg(&properties).arg(&script));
     wait_for_engines(&cluster, "executor", 1);
     wait_for_engines(&cluster, "driver", 1);
     let id = wait_for_running_tasks(&cluster);
@@ -394,7 +396,7 @@ fn no_secret_in_argv_env_or_logs() {
         }
     }
     cluster.run(["kill", &id]);
-    finish(child);
+    child.finish();
     let logs = cluster.logs();
     assert!(!logs.contains("tops3cret"), "{logs}");
     cluster.assert_clean();

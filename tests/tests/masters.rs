@@ -4,7 +4,7 @@ use firesteel_proto::masters::Masters;
 use firesteel_proto::v1;
 use firesteel_proto::v1::client_client::ClientClient;
 use firesteel_tests::chaos::{self, Audit, Fault, Submitters};
-use firesteel_tests::cluster::{Cluster, Run, binary};
+use firesteel_tests::cluster::{Cluster, Run, Started, binary};
 use firesteel_tests::history::{self, Answer, Event, Operation, State};
 use firesteel_tests::netns::Lab;
 use firesteel_tests::procs::{self, wait_for};
@@ -74,17 +74,16 @@ fn three_founders_make_one_cluster_in_any_order_and_survive_a_restart_of_all() {
             .append(true)
             .open(dir.path().join(format!("{n}.log")))
             .unwrap();
-        let child = Command::new(binary("firesteel-master"))
+        let mut command = Command::new(binary("firesteel-master"));
+        command
             .args(["--port", "0", "--webui-port", "0", "--raft-port", &raft[n].to_string()])
             .args(["--bootstrap-expect", "3", "--join", &join, "--data-dir"])
             .arg(dir.path().join(n.to_string()))
             .arg("--ready-file")
             .arg(&ready)
             .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        Owned(child)
+            .stderr(log);
+        Started::as_it_is(&mut command)
     };
     let ready = |n: usize| -> Result<serde_json::Value, String> {
         let text = std::fs::read(dir.path().join(format!("{n}.ready"))).map_err(|e| e.to_string())?;
@@ -134,16 +133,6 @@ fn three_founders_make_one_cluster_in_any_order_and_survive_a_restart_of_all() {
     drop(again);
 }
 
-/// A child that does not outlive its test.
-struct Owned(std::process::Child);
-
-impl Drop for Owned {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn a_query_that_spans_two_leader_kills_ends_right_and_without_a_restart() {
     let mut cluster = Cluster::start_replicated(3, 2, 2);
@@ -154,14 +143,8 @@ fn a_query_that_spans_two_leader_kills_ends_right_and_without_a_restart() {
     let expected = cluster.csv("cluster", &once, &[]);
     let script = cluster.script("many.sql", &format!("{}{}", tpch::tables(&data), join.repeat(150)));
     for mode in ["cluster", "client"] {
-        let child = cluster
-            .submit(["--deploy-mode", mode, "--name", mode, "-o", "csv"])
-            .arg(&script)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let child = Owned(child);
+        let flags = ["--deploy-mode", mode, "--name", mode, "-o", "csv"];
+        let child = Started::of(cluster.submit(flags).arg(&script));
         for _ in 0..2 {
             wait_for("the query to run", LIMIT, || {
                 let apps = cluster.run(["list", "-o", "json"]);
@@ -177,7 +160,7 @@ fn a_query_that_spans_two_leader_kills_ends_right_and_without_a_restart() {
             });
             chaos::round(&mut cluster, Fault::Kill);
         }
-        let run = finish(child);
+        let run = child.finish();
         assert_eq!(run.code, 0, "{mode}: {}\n{}", run.stderr, cluster.logs());
         assert_eq!(run.stdout, vec![expected.as_str(); 150].join("\n"), "{mode}");
         let apps = cluster.run(["list", "-o", "json"]);
@@ -188,20 +171,6 @@ fn a_query_that_spans_two_leader_kills_ends_right_and_without_a_restart() {
         let executors = serde_json::from_str::<serde_json::Value>(&status).unwrap();
         assert_eq!(executors["executors"].as_array().unwrap().len(), 2, "none was replaced: {status}");
     }
-}
-
-fn finish(mut child: Owned) -> Run {
-    use std::io::Read;
-    let (mut out, mut err) = (child.0.stdout.take().unwrap(), child.0.stderr.take().unwrap());
-    let reading = std::thread::spawn(move || {
-        let mut text = String::new();
-        err.read_to_string(&mut text).unwrap();
-        text
-    });
-    let mut stdout = String::new();
-    out.read_to_string(&mut stdout).unwrap();
-    let status = child.0.wait().unwrap();
-    Run { code: status.code().unwrap_or(-1), stdout, stderr: reading.join().unwrap() }
 }
 
 #[test]
@@ -219,20 +188,12 @@ fn a_lost_majority_takes_no_work_and_goes_on_when_it_is_back() {
         if page.contains("no leader") { Ok(page) } else { Err(page) }
     });
     assert!(page.contains("nothing can be submitted"), "{page}");
-    let waiting = Owned(
-        cluster
-            .submit(["--deploy-mode", "cluster", "-o", "csv"])
-            .arg(&script)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap(),
-    );
+    let waiting = Started::of(cluster.submit(["--deploy-mode", "cluster", "-o", "csv"]).arg(&script));
     for other in others {
         cluster.start_master_again(other, &[]);
     }
     cluster.wait_for_voters(3);
-    let run = finish(waiting);
+    let run = waiting.finish();
     assert_eq!((run.code, run.stdout.as_str()), (0, "one\n1\n"), "{}\n{}", run.stderr, cluster.logs());
     chaos::hashes_agree(&cluster);
 }
@@ -307,20 +268,20 @@ fn a_wiped_master_is_a_new_one_and_its_address_is_free_only_after_removal() {
     let join = cluster.masters[leader].ready_text("raft");
     let port = raft.rsplit(':').next().unwrap().to_owned();
     let start = || {
-        Command::new(binary("firesteel-master"))
+        let mut command = Command::new(binary("firesteel-master"));
+        command
             .args(["--port", "0", "--webui-port", "0", "--raft-port", &port, "--join", &join, "--data-dir"])
             .arg(cluster.master_dir(wiped))
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap()
+            .stderr(Stdio::piped());
+        Started::as_it_is(&mut command)
     };
-    let run = Run::of(start().wait_with_output().unwrap());
+    let run = start().finish();
     assert_ne!(run.code, 0);
     assert!(run.stderr.contains("submit masters remove"), "{}", run.stderr);
     let removed = cluster.run(["masters", "remove", &old, "--yes"]);
     assert_eq!(removed.code, 0, "{}", removed.stderr);
-    let _again = Owned(start());
+    let _again = start();
     wait_for("the new member to vote", LIMIT, || {
         let members = cluster.members()?;
         let new = members.members.iter().find(|m| m.raft_address == raft);
@@ -407,14 +368,12 @@ fn a_master_whose_disk_is_full_stops_and_the_others_go_on() {
     };
     let cluster = Cluster::start_replicated(2, 1, 2);
     let join = cluster.masters[0].ready_text("raft");
-    let mut third = Owned(
+    let mut third = Started::as_it_is(
         Command::new(binary("firesteel-master"))
             .args(["--port", "0", "--webui-port", "0", "--raft-port", "0", "--join", &join, "--data-dir"])
             .arg(disk.0.path().join("data"))
             .stdout(Stdio::null())
-            .stderr(std::fs::File::create(cluster.dir().join("third.log")).unwrap())
-            .spawn()
-            .unwrap(),
+            .stderr(std::fs::File::create(cluster.dir().join("third.log")).unwrap()),
     );
     cluster.wait_for_voters(3);
     // Fill it up, then make the masters write.
@@ -431,7 +390,7 @@ fn a_master_whose_disk_is_full_stops_and_the_others_go_on() {
                 .chain([script.as_os_str()]),
         );
         assert_eq!((run.code, run.stdout.as_str()), (0, "one\n1\n"), "the others go on: {}", run.stderr);
-        if let Some(status) = third.0.try_wait().unwrap() {
+        if let Some(status) = third.ended() {
             break status;
         }
         assert!(Instant::now() < deadline, "a master with a full disk must not go on");
@@ -442,14 +401,12 @@ fn a_master_whose_disk_is_full_stops_and_the_others_go_on() {
     // With room again it comes back and catches up.
     drop(filler);
     std::fs::remove_file(disk.0.path().join("filler")).unwrap();
-    let _again = Owned(
+    let _again = Started::as_it_is(
         Command::new(binary("firesteel-master"))
             .args(["--port", "0", "--webui-port", "0", "--raft-port", "0", "--data-dir"])
             .arg(disk.0.path().join("data"))
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap(),
+            .stderr(Stdio::null()),
     );
     cluster.wait_for_voters(3);
 }
