@@ -224,6 +224,10 @@ pub enum ProcessEnd {
     LaunchFailed {
         reason: String,
     },
+    /// Its worker ended it by its own decision.
+    Killed {
+        reason: String,
+    },
 }
 
 impl ProcessEnd {
@@ -241,6 +245,7 @@ impl fmt::Display for ProcessEnd {
                 None => write!(f, "was killed by signal {signal}"),
             },
             Self::LaunchFailed { reason } => write!(f, "could not be started: {reason}"),
+            Self::Killed { reason } => write!(f, "was killed: {reason}"),
         }
     }
 }

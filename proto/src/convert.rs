@@ -81,6 +81,7 @@ pub fn process_end(wire: v1::ProcessEnd) -> Result<ProcessEnd, InvalidMessage> {
         Kind::ExitCode(code) => ProcessEnd::Exited { code },
         Kind::Signal(signal) => ProcessEnd::Signaled { signal },
         Kind::LaunchFailure(reason) => ProcessEnd::LaunchFailed { reason },
+        Kind::Killed(reason) => ProcessEnd::Killed { reason },
     })
 }
 
@@ -92,6 +93,7 @@ impl From<&ProcessEnd> for v1::ProcessEnd {
                 ProcessEnd::Exited { code } => Kind::ExitCode(*code),
                 ProcessEnd::Signaled { signal } => Kind::Signal(*signal),
                 ProcessEnd::LaunchFailed { reason } => Kind::LaunchFailure(reason.clone()),
+                ProcessEnd::Killed { reason } => Kind::Killed(reason.clone()),
             }),
         }
     }

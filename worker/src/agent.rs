@@ -1,14 +1,17 @@
-//! The connection to the masters: register, report, obey; lose it, come back.
+//! The connection to the masters: find the leader, register, report, obey; lose it, come back.
 //!
-//! What runs goes on while there is no connection. A reason for not being connected is logged when it changes, not with
+//! What runs goes on while there is no connection, as long as the lease lasts ([`crate::lease`]). A reason for not being connected is logged when it changes, not with
 //! every attempt.
 
 use crate::backoff::Backoff;
+use crate::lease::Attachment;
 use crate::node::{Handle, Snapshot};
+use crate::processes::Assignment;
 use crate::usage::Usage;
 use crate::wire;
 use firesteel_common::MasterUrl;
 use firesteel_proto::channel::{self, ConnectError, MAX_MESSAGE_BYTES, WRONG_PORT_HINT};
+use firesteel_proto::masters::{FindLeaderError, Leader, Masters};
 use firesteel_proto::v1;
 use firesteel_proto::v1::worker_message::Kind;
 use firesteel_proto::v1::workers_client::WorkersClient;
@@ -16,14 +19,20 @@ use futures::Stream;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
-const RETRY_FIRST: Duration = Duration::from_millis(100);
-const RETRY_LAST: Duration = Duration::from_secs(5);
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+const RETRY_LAST: Duration = Duration::from_secs(2);
+/// After a registration that has lasted for so long, the leader is looked for again without a pause.
+const STABLE: Duration = Duration::from_secs(1);
+/// A leader that takes no report for so many beats is not waited for.
+const BEATS_MISSED_MAX: u32 = 3;
 /// Until the first assignment, which answers the registration. Long, because a master waits for a sign of life of an earlier process with the same id.
 const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longer than any connection lasts.
+const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Until the first assignment says how often.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How long a master may take to hear a goodbye.
@@ -81,6 +90,18 @@ impl Failure {
     }
 }
 
+impl From<&FindLeaderError> for Failure {
+    fn from(error: &FindLeaderError) -> Self {
+        match error {
+            FindLeaderError::Unreachable(error) => error.into(),
+            FindLeaderError::Refused { address, status } => classify(status, address),
+            FindLeaderError::NoLeader { .. } => {
+                Self { hint: error.hint().to_owned(), ..Self::transient(error.to_string()) }
+            }
+        }
+    }
+}
+
 impl From<&ConnectError> for Failure {
     fn from(error: &ConnectError) -> Self {
         let kind = if error.is_permanent() { FailureKind::WrongAddress } else { FailureKind::Transient };
@@ -117,8 +138,14 @@ fn classify(status: &Status, address: &str) -> Failure {
     }
 }
 
-/// A connection that broke before a first registration may have been to something else; then its words were lost.
-async fn explain(failure: Failure, address: &str) -> Failure {
+/// What failed before a first registration may have been the connection to something else; then its words were lost.
+async fn explain(error: &FindLeaderError) -> Failure {
+    let failure = Failure::from(error);
+    let address = match error {
+        FindLeaderError::Unreachable(ConnectError::Unreachable { address, .. }) => address,
+        FindLeaderError::Refused { address, .. } => address,
+        _ => return failure,
+    };
     if failure.kind == FailureKind::Transient && channel::speaks_http2(address).await == Some(false) {
         return no_protocol(address);
     }
@@ -148,7 +175,9 @@ fn deepest(status: &Status) -> String {
 
 /// The agent and what it needs.
 pub struct Agent {
-    pub masters: MasterUrl,
+    /// As the user gave it.
+    pub url: MasterUrl,
+    pub masters: Masters,
     pub registration: v1::RegisterWorker,
     pub node: Handle,
     pub usage: Arc<Usage>,
@@ -157,9 +186,30 @@ pub struct Agent {
     pub leave: CancellationToken,
 }
 
-enum End {
-    Left,
-    Failed { failure: Failure, was_registered: bool },
+/// How an attempt ended that did not end with a goodbye.
+struct Broken {
+    failures: Vec<Failure>,
+    /// For how long the worker was registered, if it was.
+    registered: Option<Duration>,
+}
+
+/// Why a connection ended.
+struct Lost {
+    failure: Failure,
+    /// What the leader said last.
+    status: Option<Status>,
+}
+
+impl From<Failure> for Lost {
+    fn from(failure: Failure) -> Self {
+        Self { failure, status: None }
+    }
+}
+
+impl Lost {
+    fn said(status: Status, address: &str) -> Self {
+        Self { failure: classify(&status, address), status: Some(status) }
+    }
 }
 
 impl Agent {
@@ -169,23 +219,12 @@ impl Agent {
         let mut ever_registered = false;
         let mut told: Option<String> = None;
         loop {
-            let mut failures = Vec::new();
-            for address in self.masters.authorities() {
-                match self.session(&address).await {
-                    End::Left => return Ok(()),
-                    End::Failed { failure, was_registered } => {
-                        if was_registered {
-                            ever_registered = true;
-                            backoff.reset();
-                            told = None;
-                        }
-                        failures.push(if ever_registered {
-                            failure
-                        } else {
-                            explain(failure, &address).await
-                        });
-                    }
-                }
+            let Some(Broken { failures, registered }) = self.attempt(ever_registered).await else {
+                return Ok(());
+            };
+            if registered.is_some() {
+                ever_registered = true;
+                told = None;
             }
             if let Some(error) = self.verdict(&failures, ever_registered) {
                 return Err(error);
@@ -197,6 +236,10 @@ impl Agent {
                 told = Some(reason.clone());
             }
             self.link.send_replace(Link::Down { reason: Some(reason) });
+            if registered.is_some_and(|time| time >= STABLE) {
+                backoff.reset();
+                continue;
+            }
             tokio::select! {
                 () = tokio::time::sleep(backoff.next(rand::random())) => {}
                 () = self.leave.cancelled() => return Ok(()),
@@ -204,10 +247,46 @@ impl Agent {
         }
     }
 
+    /// One look for the leader and one connection to it. `None` after a goodbye.
+    async fn attempt(&self, ever_registered: bool) -> Option<Broken> {
+        let found = tokio::select! {
+            found = self.masters.leader() => found,
+            () = self.leave.cancelled() => return None,
+        };
+        let leader = match found {
+            Ok(leader) => leader,
+            Err(error) => {
+                let failures =
+                    if ever_registered { vec![Failure::from(&error)] } else { self.why_not(&error).await };
+                return Some(Broken { failures, registered: None });
+            }
+        };
+        let mut registered = None;
+        let lost = self.session(&leader, &mut registered).await?;
+        self.masters.failed(&leader, lost.status.as_ref());
+        let registered = registered.map(|since: Instant| since.elapsed());
+        Some(Broken { failures: vec![lost.failure], registered })
+    }
+
+    /// Why nobody led the worker in. An address that is wrong is a reason to give up only if all of them are.
+    async fn why_not(&self, error: &FindLeaderError) -> Vec<Failure> {
+        let first = explain(error).await;
+        if first.kind != FailureKind::WrongAddress || self.url.addresses().len() == 1 {
+            return vec![first];
+        }
+        let each = self.url.addresses().iter().map(|(host, port)| async {
+            match Masters::new(&MasterUrl::new(host.clone(), *port)).leader().await {
+                Ok(leader) => Failure::transient(format!("{} leads since a moment ago", leader.address)),
+                Err(error) => explain(&error).await,
+            }
+        });
+        futures::future::join_all(each).await
+    }
+
     /// Whether to give up. A worker that has been registered gives up only when its identity has been taken over:
     /// everything else may be a master's trouble, and what runs here shall go on.
     fn verdict(&self, failures: &[Failure], ever_registered: bool) -> Option<AgentError> {
-        let url = self.masters.to_string();
+        let url = self.url.to_string();
         let no = |f: &&Failure| match f.kind {
             FailureKind::Duplicate => true,
             FailureKind::Refused => !ever_registered,
@@ -221,107 +300,145 @@ impl Agent {
         Some(AgentError::Unreachable { url, reason: first.reason.clone(), hint: first.hint.clone() })
     }
 
-    /// One connection, from the first byte to the last.
-    async fn session(&self, address: &str) -> End {
-        let mut was_registered = false;
+    /// One connection to the leader. `None` after a goodbye. `registered`: since when it is.
+    async fn session(&self, leader: &Leader, registered: &mut Option<Instant>) -> Option<Lost> {
         tokio::select! {
-            failure = self.connected(address, &mut was_registered) => match failure {
-                Ok(()) => End::Left,
+            ended = self.connected(leader, registered) => match ended {
+                Ok(()) => None,
                 // However a master takes the goodbye, it was said.
-                Err(_) if self.leave.is_cancelled() => End::Left,
-                Err(failure) => End::Failed { failure, was_registered },
+                Err(_) if self.leave.is_cancelled() => None,
+                Err(lost) => Some(lost),
             },
             () = async {
                 self.leave.cancelled().await;
                 // The goodbye is on its way; a master that does not answer will miss the heartbeats.
                 tokio::time::sleep(LEAVE_TIMEOUT).await;
-            } => End::Left,
+            } => None,
         }
     }
 
-    async fn connected(&self, address: &str, was_registered: &mut bool) -> Result<(), Failure> {
+    async fn connected(&self, leader: &Leader, registered: &mut Option<Instant>) -> Result<(), Lost> {
+        let address = leader.address.as_str();
         let late = |_| Failure::transient(format!("{address} does not answer the registration"));
-        let connect = channel::connect(address);
-        let channel = tokio::select! {
-            connected = connect => connected.map_err(|error| Failure::from(&error))?,
-            () = self.leave.cancelled() => return Ok(()),
-        };
+        let attachment = self.node.attach();
         let (beat_in, beat) = watch::channel(HEARTBEAT);
-        let outbound = outbound(
-            self.registration.clone(),
-            self.node.snapshots(),
-            self.usage.clone(),
-            beat,
-            self.leave.clone(),
-        );
-        let mut client = WorkersClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let outbound = self.outbound(attachment, beat);
+        let mut client =
+            WorkersClient::new(leader.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let mut inbound = timeout(REGISTRATION_TIMEOUT, client.attach(outbound))
             .await
             .map_err(late)?
-            .map_err(|status| classify(&status, address))?
+            .map_err(|status| Lost::said(status, address))?
             .into_inner();
+        let mut patience = Patience::new(Instant::now());
         loop {
-            let message = if *was_registered {
-                inbound.message().await
-            } else {
-                timeout(REGISTRATION_TIMEOUT, inbound.message()).await.map_err(late)?
-            };
-            let Some(message) = message.map_err(|status| classify(&status, address))? else {
+            let message = timeout_at(patience.until, inbound.message()).await;
+            let message = message.map_err(|_| patience.failure(address))?;
+            let Some(message) = message.map_err(|status| Lost::said(status, address))? else {
                 if self.leave.is_cancelled() {
                     return Ok(());
                 }
-                return Err(Failure::transient(format!("{address} has closed the connection")));
+                return Err(Failure::transient(format!("{address} has closed the connection")).into());
             };
             let assignment = wire::assignment(message)
                 .map_err(|error| Failure::transient(format!("{address} sent what is not valid: {error}")))?;
             beat_in.send_if_modified(|beat| {
                 std::mem::replace(beat, assignment.heartbeat) != assignment.heartbeat
             });
-            self.node.assign(assignment, channel.clone()).await.map_err(|stale| Failure {
+            patience.hear(&assignment, Instant::now());
+            self.node.assign(attachment, assignment).await.map_err(|stale| Failure {
                 kind: FailureKind::Transient,
                 reason: format!("{address} is not the leader this worker has known: {stale}"),
                 hint: "if the masters' data was deleted, delete the file `epoch` in the work directory and restart \
                        this worker"
                     .to_owned(),
             })?;
-            if !*was_registered {
-                *was_registered = true;
+            if registered.is_none() {
+                *registered = Some(Instant::now());
                 tracing::info!(master = address, "registered");
                 self.link.send_replace(Link::Registered { master: address.to_owned() });
             }
         }
     }
+
+    /// Registration, then a report at once, on every change and with every beat; a goodbye and the end after `leave`.
+    ///
+    /// A report is made when the connection has room for it, so a slow master gets fewer and fresher ones, not a queue.
+    fn outbound(
+        &self,
+        attachment: Attachment,
+        mut beat: watch::Receiver<Duration>,
+    ) -> impl Stream<Item = v1::WorkerMessage> + use<> {
+        let ticks = ticks(*beat.borrow_and_update());
+        let state = Outbound {
+            registration: Some(self.registration.clone()),
+            node: self.node.clone(),
+            attachment,
+            reports: 0,
+            snapshots: self.node.snapshots(),
+            usage: self.usage.clone(),
+            beat,
+            ticks,
+            leave: self.leave.clone(),
+            left: false,
+        };
+        futures::stream::unfold(state, |mut state| async move {
+            let kind = state.next().await?;
+            Some((v1::WorkerMessage { kind: Some(kind) }, state))
+        })
+    }
+}
+
+/// For how long the leader is waited for. One that gives leases and takes no report any more may be stopped while its
+/// connection stands: another has to be found while the lease lasts.
+struct Patience {
+    until: Instant,
+    registered: bool,
+    heard: u64,
+    heard_at: Instant,
+}
+
+impl Patience {
+    fn new(now: Instant) -> Self {
+        Self { until: now + REGISTRATION_TIMEOUT, registered: false, heard: 0, heard_at: now }
+    }
+
+    fn hear(&mut self, assignment: &Assignment, now: Instant) {
+        if !self.registered || assignment.lease.is_zero() || assignment.heard > self.heard {
+            self.heard_at = now;
+        }
+        self.registered = true;
+        self.heard = self.heard.max(assignment.heard);
+        self.until = if assignment.lease.is_zero() {
+            // It need not say anything: a connection that is dead is noticed by its keep-alive.
+            now + FOREVER
+        } else {
+            self.heard_at + (assignment.lease / 2).max(assignment.heartbeat * BEATS_MISSED_MAX)
+        };
+    }
+
+    fn failure(&self, address: &str) -> Failure {
+        Failure::transient(if self.registered {
+            let time = self.until.duration_since(self.heard_at).as_secs_f32();
+            format!("{address} has taken no report for {time:.1} s")
+        } else {
+            format!("{address} does not answer the registration")
+        })
+    }
 }
 
 struct Outbound {
     registration: Option<v1::RegisterWorker>,
+    node: Handle,
+    attachment: Attachment,
+    /// How many have been made on this connection.
+    reports: u64,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     usage: Arc<Usage>,
     beat: watch::Receiver<Duration>,
     ticks: tokio::time::Interval,
     leave: CancellationToken,
     left: bool,
-    first_report: bool,
-}
-
-/// Registration, then a report at once, on every change and with every beat; a goodbye and the end after `leave`.
-///
-/// A report is made when the connection has room for it, so a slow master gets fewer and fresher ones, not a queue.
-fn outbound(
-    registration: v1::RegisterWorker,
-    snapshots: watch::Receiver<Arc<Snapshot>>,
-    usage: Arc<Usage>,
-    mut beat: watch::Receiver<Duration>,
-    leave: CancellationToken,
-) -> impl Stream<Item = v1::WorkerMessage> {
-    let ticks = ticks(*beat.borrow_and_update());
-    let registration = Some(registration);
-    let state =
-        Outbound { registration, snapshots, usage, beat, ticks, leave, left: false, first_report: true };
-    futures::stream::unfold(state, |mut state| async move {
-        let kind = state.next().await?;
-        Some((v1::WorkerMessage { kind: Some(kind) }, state))
-    })
 }
 
 fn ticks(period: Duration) -> tokio::time::Interval {
@@ -338,13 +455,15 @@ impl Outbound {
         if self.left {
             return None;
         }
-        if !std::mem::take(&mut self.first_report) && !self.due().await? {
+        if self.reports > 0 && !self.due().await? {
             self.left = true;
             return Some(Kind::Leave(v1::LeaveWorker {}));
         }
         let usage = self.usage.sample();
         let snapshot = self.snapshots.borrow_and_update().clone();
-        Some(Kind::Report(wire::report(snapshot.processes.iter(), usage)))
+        self.reports += 1;
+        self.node.report_sent(self.attachment, self.reports);
+        Some(Kind::Report(wire::report(snapshot.processes.iter(), usage, self.reports)))
     }
 
     /// Waits until there is something to say: `true` for a report, `false` for a goodbye. `None` when the session has
@@ -385,11 +504,38 @@ mod tests {
     }
 
     #[test]
-    fn only_a_taken_identity_ends_a_worker_that_has_been_registered() {
+    fn a_leader_that_takes_no_reports_is_not_waited_for_until_the_lease_is_over() {
+        let start = Instant::now();
+        let s = Duration::from_secs;
+        let says = |heard, lease| Assignment {
+            epoch: firesteel_common::Epoch(1),
+            processes: vec![],
+            heartbeat: s(1),
+            heard,
+            lease: s(lease),
+        };
+        let mut patience = Patience::new(start);
+        assert_eq!(patience.until, start + REGISTRATION_TIMEOUT);
+        patience.hear(&says(0, 10), start + s(1));
+        assert_eq!(patience.until, start + s(6));
+        patience.hear(&says(2, 10), start + s(3));
+        patience.hear(&says(2, 10), start + s(4));
+        assert_eq!(patience.until, start + s(8), "it talks, but it does not hear");
+        assert!(patience.failure("h:1").reason.ends_with("h:1 has taken no report for 5.0 s"));
+        patience.hear(&says(3, 2), start + s(5));
+        assert_eq!(patience.until, start + s(8), "some beats, however short the lease");
+        patience.hear(&says(3, 0), start + s(6));
+        assert!(patience.until > start + s(3600), "without a lease there is no hurry");
+    }
+
+    #[tokio::test]
+    async fn only_a_taken_identity_ends_a_worker_that_has_been_registered() {
         let (node, handle) = crate::node::Node::for_tests();
         drop(node);
+        let url = "firesteel://a:1,b:2".parse().unwrap();
         let agent = Agent {
-            masters: "firesteel://a:1,b:2".parse().unwrap(),
+            masters: Masters::new(&url),
+            url,
             registration: v1::RegisterWorker::default(),
             node: handle,
             usage: Arc::default(),

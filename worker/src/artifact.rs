@@ -1,6 +1,8 @@
 //! Fetching a script from the masters.
 
+use crate::backoff::Backoff;
 use firesteel_proto::channel::MAX_MESSAGE_BYTES;
+use firesteel_proto::masters::Masters;
 use firesteel_proto::v1;
 use firesteel_proto::v1::workers_client::WorkersClient;
 use rustix::fs::OFlags;
@@ -10,15 +12,22 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 
-const ATTEMPTS: u32 = 5;
+/// An election takes a second or two; this is for masters that are started again.
+const RETRY_FOR: Duration = Duration::from_secs(60);
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+const RETRY_LAST: Duration = Duration::from_secs(2);
 
 /// Why a script is not here.
 #[derive(Debug, thiserror::Error)]
 pub enum ArtifactError {
     #[error("cannot fetch the script from the master: {0}")]
     Fetch(String),
+    #[error("cannot fetch the script from the masters, tried for {seconds} s: {reason}")]
+    GivenUp { seconds: u64, reason: String },
     #[error("the script does not have its hash: {expected} asked, {got} received")]
     Hash { expected: String, got: String },
     #[error("cannot write the script to {}: {source}", path.display())]
@@ -26,42 +35,64 @@ pub enum ArtifactError {
 }
 
 /// Fetches into `path` and verifies; on an error nothing usable is left there. `sha256` has been checked for its form.
-/// A master that goes away meanwhile is asked again, as the channel reconnects by itself.
-pub async fn fetch(channel: Channel, sha256: &str, path: &Path) -> Result<(), ArtifactError> {
-    let mut attempt = 0;
-    let mut pause = Duration::from_millis(100);
+/// A leader that is lost meanwhile is looked for again.
+pub async fn fetch(masters: &Masters, sha256: &str, path: &Path) -> Result<(), ArtifactError> {
+    fetch_within(RETRY_FOR, masters, sha256, path).await
+}
+
+async fn fetch_within(
+    time: Duration,
+    masters: &Masters,
+    sha256: &str,
+    path: &Path,
+) -> Result<(), ArtifactError> {
+    let deadline = Instant::now() + time;
+    let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LAST);
+    let mut reason = "no answer".to_owned();
     loop {
-        attempt += 1;
-        let status = match fetch_once(channel.clone(), sha256, path).await {
-            Ok(()) => return Ok(()),
-            Err(Failure::Final(error)) => return Err(error),
-            Err(Failure::Rpc(status)) => status,
-        };
-        let transient = matches!(
-            status.code(),
-            tonic::Code::Unavailable
-                | tonic::Code::Cancelled
-                | tonic::Code::Unknown
-                | tonic::Code::DeadlineExceeded
-        );
-        if !transient || attempt == ATTEMPTS {
-            return Err(ArtifactError::Fetch(status.message().to_owned()));
+        match timeout_at(deadline, fetch_from_leader(masters, sha256, path)).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(Failure::Final(error))) => return Err(error),
+            Ok(Err(Failure::Transient(why))) => reason = why,
+            Err(_) => return Err(ArtifactError::GivenUp { seconds: time.as_secs(), reason }),
         }
-        tokio::time::sleep(pause).await;
-        pause *= 3;
+        // The sleep is cut short by the time limit of the next attempt.
+        sleep_until(deadline.min(Instant::now() + backoff.next(rand::random()))).await;
     }
 }
 
 enum Failure {
     Final(ArtifactError),
-    Rpc(tonic::Status),
+    /// Another leader may do better.
+    Transient(String),
 }
 
-async fn fetch_once(channel: Channel, sha256: &str, path: &Path) -> Result<(), Failure> {
-    let write = |source| Failure::Final(ArtifactError::Write { path: path.to_path_buf(), source });
+async fn fetch_from_leader(masters: &Masters, sha256: &str, path: &Path) -> Result<(), Failure> {
+    let leader = masters.leader().await.map_err(|error| Failure::Transient(error.to_string()))?;
+    match fetch_once(leader.channel.clone(), sha256, path).await {
+        Ok(()) => Ok(()),
+        Err(Broken::Here(error)) => Err(Failure::Final(error)),
+        Err(Broken::There(status)) => match status.code() {
+            Code::Unavailable | Code::Cancelled | Code::Unknown | Code::DeadlineExceeded | Code::Aborted => {
+                masters.failed(&leader, Some(&status));
+                Err(Failure::Transient(status.message().to_owned()))
+            }
+            _ => Err(Failure::Final(ArtifactError::Fetch(status.message().to_owned()))),
+        },
+    }
+}
+
+/// Where an attempt went wrong.
+enum Broken {
+    Here(ArtifactError),
+    There(Status),
+}
+
+async fn fetch_once(channel: Channel, sha256: &str, path: &Path) -> Result<(), Broken> {
+    let write = |source| Broken::Here(ArtifactError::Write { path: path.to_path_buf(), source });
     let mut client = WorkersClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let request = v1::GetArtifactRequest { sha256: sha256.to_owned() };
-    let mut chunks = client.get_artifact(request).await.map_err(Failure::Rpc)?.into_inner();
+    let mut chunks = client.get_artifact(request).await.map_err(Broken::There)?.into_inner();
     let mut file: File = OpenOptions::new()
         .write(true)
         .create(true)
@@ -71,7 +102,7 @@ async fn fetch_once(channel: Channel, sha256: &str, path: &Path) -> Result<(), F
         .open(path)
         .map_err(write)?;
     let mut hash = Sha256::new();
-    while let Some(chunk) = chunks.message().await.map_err(Failure::Rpc)? {
+    while let Some(chunk) = chunks.message().await.map_err(Broken::There)? {
         hash.update(&chunk.data);
         file.write_all(&chunk.data).map_err(write)?;
     }
@@ -79,6 +110,22 @@ async fn fetch_once(channel: Channel, sha256: &str, path: &Path) -> Result<(), F
     if got == sha256 {
         Ok(())
     } else {
-        Err(Failure::Final(ArtifactError::Hash { expected: sha256.to_owned(), got }))
+        Err(Broken::Here(ArtifactError::Hash { expected: sha256.to_owned(), got }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_fetch_that_finds_no_leader_gives_up_with_the_reason() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("firesteel://{}", listener.local_addr().unwrap()).parse().unwrap();
+        drop(listener);
+        let path = Path::new("/nonexistent/script");
+        let fetched = fetch_within(Duration::from_millis(200), &Masters::new(&url), "", path).await;
+        let error = fetched.unwrap_err().to_string();
+        assert!(error.ends_with("connection refused") && error.contains("tried for 0 s"), "{error}");
     }
 }

@@ -1,5 +1,6 @@
 //! Flags and environment, parsed into types before anything is opened.
 
+use crate::lease::OnLeaseEnd;
 use crate::usage;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::parser::ValueSource;
@@ -16,8 +17,8 @@ const ENGINE: &str = "firesteel-engine";
 const SUPERVISOR: &str = "firesteel-supervisor";
 /// Lines with other names in a properties file are for other programs.
 const PROPERTY_PREFIX: &str = "firesteel.worker.";
-const PROPERTIES: [&str; 8] =
-    ["host", "port", "webui-port", "cores", "memory", "work-dir", "engine", "log-level"];
+const PROPERTIES: [&str; 9] =
+    ["host", "port", "webui-port", "cores", "memory", "work-dir", "engine", "on-lease-end", "log-level"];
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
     .usage(AnsiColor::Green.on_default().bold())
@@ -63,6 +64,10 @@ pub struct Args {
     /// The program that drivers and executors run [default: firesteel-engine beside this program]
     #[arg(long, env = "FIRESTEEL_ENGINE", value_name = "PATH")]
     pub engine: Option<PathBuf>,
+
+    /// What to do when no master has been reached for so long that the masters may start elsewhere what runs here
+    #[arg(long, env = "FIRESTEEL_WORKER_ON_LEASE_END", value_name = "POLICY", value_enum, default_value_t)]
+    pub on_lease_end: OnLeaseEnd,
 
     /// A file of `firesteel.worker.NAME value` lines, NAME being the name of a flag
     #[arg(long, env = "FIRESTEEL_WORKER_PROPERTIES_FILE", value_name = "FILE")]
@@ -154,6 +159,7 @@ pub struct Config {
     pub work_dir: PathBuf,
     pub engine: PathBuf,
     pub supervisor: PathBuf,
+    pub on_lease_end: OnLeaseEnd,
     pub ready_file: Option<PathBuf>,
 }
 
@@ -235,6 +241,7 @@ impl Config {
             work_dir: absolute(args.work_dir.clone())?,
             engine: absolute(args.engine.clone().unwrap_or_else(|| own_directory.join(ENGINE)))?,
             supervisor,
+            on_lease_end: args.on_lease_end,
             ready_file: args.ready_file.clone().map(absolute).transpose()?,
         })
     }
@@ -266,11 +273,24 @@ mod tests {
         assert_eq!(config.capacity, Resources::new(3, 2048));
         assert_eq!(config.webui_port, WebuiPort::Given(0));
         assert_eq!((config.work_dir, config.engine), ("/w".into(), "/e".into()));
+        assert_eq!(config.on_lease_end, OnLeaseEnd::Stop);
+        let config = Config::new(&args(&["--on-lease-end", "keep"]), dir.path()).unwrap();
+        assert_eq!(config.on_lease_end, OnLeaseEnd::Keep);
+    }
+
+    #[test]
+    fn help_says_what_the_lease_policies_mean() {
+        let help = Args::command().render_long_help().to_string();
+        for words in ["- stop:", "- keep:", "a supervised driver is killed all the same"] {
+            assert!(help.split_whitespace().collect::<Vec<_>>().join(" ").contains(words), "{help}");
+        }
     }
 
     #[test]
     fn what_does_not_parse_is_a_usage_error() {
-        for bad in [&["-c", "0"][..], &["-m", "lots"], &["--port", "70000"], &["--bogus"]] {
+        for bad in
+            [&["-c", "0"][..], &["-m", "lots"], &["--port", "70000"], &["--bogus"], &["--on-lease-end", "x"]]
+        {
             let all = ["w", "firesteel://h:1"].iter().chain(bad).copied();
             assert_eq!(Args::try_parse_from(all).unwrap_err().exit_code(), 2, "{bad:?}");
         }
@@ -283,7 +303,8 @@ mod tests {
         let file = dir.path().join("firesteel.conf");
         std::fs::write(
             &file,
-            "# a comment\n\nfiresteel.master.port 1\nfiresteel.worker.cores=3\nfiresteel.worker.memory = 2g\n",
+            "# a comment\n\nfiresteel.master.port 1\nfiresteel.worker.cores=3\nfiresteel.worker.memory = 2g\n\
+             firesteel.worker.on-lease-end keep\n",
         )
         .unwrap();
         let parse = |more: &[&str]| {
@@ -292,6 +313,7 @@ mod tests {
         };
         let config = Config::new(&parse(&["-c", "5"]).unwrap(), dir.path()).unwrap();
         assert_eq!(config.capacity, Resources::new(5, 2048));
+        assert_eq!(config.on_lease_end, OnLeaseEnd::Keep);
         for (text, expected) in [
             ("firesteel.worker.cores lots", "--cores"),
             ("firesteel.worker.core 1", "firesteel.conf:1: firesteel.worker.core is not known"),

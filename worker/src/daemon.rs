@@ -1,17 +1,20 @@
 //! Wiring: from a configuration to a running worker, and in order down again.
 
 use crate::agent::{Agent, AgentError, Link};
+use crate::boottime::Alarm;
 use crate::config::{Config, DEFAULT_WEBUI_PORT, WebuiPort};
 use crate::launcher::{Context, Launcher, inherited_environment};
 use crate::logs::LogService;
 use crate::node::{Handle, Node};
 use crate::orphans::Orphans;
+use crate::processes::Processes;
 use crate::retention;
 use crate::usage::Usage;
 use crate::web::{self, Page};
 use crate::workdir::{WorkDir, WorkDirError, write_atomically};
 use firesteel_common::WorkerId;
 use firesteel_proto::channel::{self, authority};
+use firesteel_proto::masters::Masters;
 use firesteel_proto::v1;
 use firesteel_proto::v1::worker_logs_server::WorkerLogsServer;
 use std::io::{self, Write};
@@ -87,12 +90,14 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         tracing::warn!("there is no engine at {}: nothing can be launched", config.engine.display());
     }
 
+    let masters = Masters::new(&config.masters);
     let context = Arc::new(Context {
         workdir: workdir.clone(),
         supervisor: config.supervisor.clone(),
         engine: config.engine.clone(),
         host: config.host.clone(),
-        masters: config.masters.clone(),
+        master_url: config.masters.clone(),
+        masters: masters.clone(),
         environment: inherited_environment(std::env::vars_os().filter_map(|(name, value)| {
             // What is not UTF-8 is none of the few that are handed on.
             Some((name.into_string().ok()?, value.into_string().ok()?))
@@ -101,8 +106,12 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         orphans: Orphans::default(),
     });
     let logs_root = workdir.logs_root();
+    let incarnation = rand::random_range(1..=u64::MAX);
+    let processes = Processes::new(epoch, incarnation, config.on_lease_end);
+    let alarm = Alarm::new().map_err(|source| DaemonError::System { what: "make a timer", source })?;
+    let limits = retention::Limits::default();
     let (node, handle) =
-        Node::new(workdir, epoch, retention::Limits::default(), |events| Launcher::new(context, events));
+        Node::new(workdir, processes, alarm, limits, |events| Launcher::new(context, events));
     tokio::spawn(node.run());
     let usage = Arc::new(Usage::default());
     let (link_in, link) = watch::channel(Link::Down { reason: None });
@@ -118,7 +127,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         host: config.host.clone(),
         port: bound.port,
         capacity: config.capacity,
-        snapshots: handle.snapshots(),
+        node: handle.clone(),
         link: link.clone(),
         usage: usage.clone(),
     }));
@@ -126,8 +135,9 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
 
     let leave = CancellationToken::new();
     let agent = Agent {
-        masters: config.masters.clone(),
-        registration: registration(&config, &id, &bound),
+        url: config.masters.clone(),
+        masters,
+        registration: registration(&config, &id, &bound, incarnation),
         node: handle.clone(),
         usage,
         link: link_in,
@@ -258,10 +268,10 @@ fn new_worker_id(host: &str) -> WorkerId {
     WorkerId::new(now, &format!("{host}-{:06x}", rand::random_range(0..0x100_0000)))
 }
 
-fn registration(config: &Config, id: &WorkerId, bound: &Bound) -> v1::RegisterWorker {
+fn registration(config: &Config, id: &WorkerId, bound: &Bound, incarnation: u64) -> v1::RegisterWorker {
     v1::RegisterWorker {
         worker_id: id.to_string(),
-        incarnation: rand::random(),
+        incarnation,
         host: config.host.clone(),
         port: bound.port.into(),
         capacity: Some(config.capacity.into()),

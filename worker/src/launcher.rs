@@ -10,6 +10,7 @@ use crate::supervisor::in_words;
 use crate::supervisor::spec::{End, LAUNCH_FD, READY_FD, Report, Spec, command};
 use crate::workdir::WorkDir;
 use firesteel_common::{DriverLaunch, ExecutorLaunch, MasterUrl, MemorySize, ProcessEnd, ProcessId, Secret};
+use firesteel_proto::masters::Masters;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -18,7 +19,6 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout};
 use tokio::sync::mpsc;
-use tonic::transport::Channel;
 
 /// Less than this on the disk, and nothing is launched: the process could not even log why it fails.
 const FREE_BYTES_MIN: u64 = 16 << 20;
@@ -38,7 +38,9 @@ pub struct Context {
     /// What executors bind and announce.
     pub host: String,
     /// What drivers report to.
-    pub masters: MasterUrl,
+    pub master_url: MasterUrl,
+    /// Where scripts are.
+    pub masters: Masters,
     /// See [`inherited_environment`].
     pub environment: BTreeMap<String, String>,
     /// An executor that does not listen by then is killed.
@@ -74,13 +76,12 @@ impl Launcher {
         Self { context, events, running: HashMap::new() }
     }
 
-    /// `master`: the connection over which the launch came, for the script of a driver.
-    pub fn launch(&mut self, launch: Launch, master: Channel) {
+    pub fn launch(&mut self, launch: Launch) {
         let (stop, stops) = mpsc::unbounded_channel();
         self.running.insert(launch.id.clone(), stop);
         let task =
             Task { context: self.context.clone(), id: launch.id.clone(), events: self.events.clone(), stops };
-        tokio::spawn(task.run(launch, master));
+        tokio::spawn(task.run(launch));
     }
 
     /// Without effect on a process that has ended.
@@ -110,11 +111,11 @@ struct Task {
 }
 
 impl Task {
-    async fn run(mut self, launch: Launch, master: Channel) {
+    async fn run(mut self, launch: Launch) {
         let outcome = tokio::select! {
             biased;
             Some(_) = self.stops.recv() => Err("it was stopped before it started".to_owned()),
-            prepared = prepare(&self.context, launch, master) => prepared,
+            prepared = prepare(&self.context, launch) => prepared,
         };
         let end = match outcome {
             Ok(spec) => self.supervise(spec).await,
@@ -240,7 +241,7 @@ fn is_address(text: &str) -> bool {
 }
 
 /// Directories, script and orders. The error is in words for the user.
-async fn prepare(context: &Context, launch: Launch, master: Channel) -> Result<Spec, String> {
+async fn prepare(context: &Context, launch: Launch) -> Result<Spec, String> {
     let free = free_bytes(context.workdir.root()).unwrap_or(u64::MAX);
     if free < FREE_BYTES_MIN {
         return Err(format!(
@@ -254,7 +255,9 @@ async fn prepare(context: &Context, launch: Launch, master: Channel) -> Result<S
     let scratch = context.workdir.scratch(&launch.id);
     let script = scratch.join("script");
     if let Some(spec) = &launch.spec {
-        artifact::fetch(master, &spec.artifact, &script).await.map_err(|error| error.to_string())?;
+        artifact::fetch(&context.masters, &spec.artifact, &script)
+            .await
+            .map_err(|error| error.to_string())?;
     }
     let document = launch_document(context, &launch, &scratch, &script)
         .map_err(|error| format!("its launch document cannot be written: {error}"))?;
@@ -279,7 +282,7 @@ fn launch_document(
         }),
         (ProcessId::Driver { application, .. }, spec) => serde_json::to_string(&DriverLaunch {
             application: application.clone(),
-            master: context.masters.to_string(),
+            master: context.master_url.to_string(),
             token: launch.token.clone(),
             script: script.to_path_buf(),
             resource: spec.as_ref().map(|s| s.resource.clone()).unwrap_or_default(),

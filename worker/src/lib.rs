@@ -6,6 +6,7 @@
 //! | [`config`] | flags and environment, parsed into types before anything is opened |
 //! | [`workdir`] | the work directory: lock, identity, highest epoch, paths |
 //! | [`processes`] | pure: desired × actual → actions |
+//! | [`lease`], [`boottime`] | pure: when the worker's lease ends; and the clock that it is measured with |
 //! | [`node`] | the loop that owns [`processes`] and feeds [`launcher`] |
 //! | [`launcher`] | from a launch to a running supervisor, and what it reports |
 //! | [`supervisor`] | the `firesteel-supervisor` binary: isolation, waiting, killing, cleaning up |
@@ -17,9 +18,11 @@
 pub mod agent;
 pub mod artifact;
 pub mod backoff;
+pub mod boottime;
 pub mod config;
 pub mod daemon;
 pub mod launcher;
+pub mod lease;
 pub mod logs;
 pub mod node;
 pub mod orphans;

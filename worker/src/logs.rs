@@ -227,9 +227,18 @@ mod tests {
             token: Secret::new("t"),
             spec: None,
             conf: Default::default(),
+            grant_index: 1,
+            incarnation: 0,
+            ends_with_lease: false,
         };
-        let heartbeat = Duration::from_secs(1);
-        processes.assign(Assignment { epoch: Epoch(1), processes: vec![launch], heartbeat }, 0).unwrap();
+        let assignment = Assignment {
+            epoch: Epoch(1),
+            processes: vec![launch],
+            heartbeat: Duration::from_secs(1),
+            heard: 0,
+            lease: Duration::ZERO,
+        };
+        processes.assign(assignment, false, 0).unwrap();
         processes
     }
     fn snapshot(processes: &Processes) -> Arc<Snapshot> {

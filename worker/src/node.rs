@@ -1,15 +1,16 @@
 //! The loop that owns the state of this worker: assignments and events in, launches, stops and snapshots out.
 
+use crate::boottime::{self, Alarm};
 use crate::launcher::{Launcher, Stop};
+use crate::lease::{Attachment, Lease};
 use crate::processes::{Action, Assignment, Event, Process, Processes, StaleEpoch};
 use crate::retention;
 use crate::workdir::WorkDir;
 use firesteel_common::{ApplicationId, Epoch, ProcessEnd, ProcessId, Resources};
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot, watch};
-use tonic::transport::Channel;
 
 /// Old logs go when an application ends; this catches those that only grow old.
 const RETENTION_INTERVAL: Duration = Duration::from_secs(3600);
@@ -17,7 +18,7 @@ const RETENTION_INTERVAL: Duration = Duration::from_secs(3600);
 const FINISHED_SHOWN: usize = 100;
 
 /// What everyone else may know: a picture after every change.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot {
     pub epoch: Epoch,
     /// What the masters are told: live processes, and ended ones that they still ask for.
@@ -39,7 +40,7 @@ impl Snapshot {
 }
 
 enum Request {
-    Assign { assignment: Assignment, master: Channel, reply: oneshot::Sender<Result<(), StaleEpoch>> },
+    Assign { attachment: Attachment, assignment: Assignment, reply: oneshot::Sender<Result<(), StaleEpoch>> },
     Drain { reply: oneshot::Sender<()> },
     KillAll,
 }
@@ -49,14 +50,45 @@ enum Request {
 pub struct Handle {
     requests: mpsc::Sender<Request>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
+    lease: SharedLease,
+}
+
+/// Written by the connection and by the loop, read by the page.
+#[derive(Debug, Clone, Default)]
+struct SharedLease(Arc<Mutex<Lease>>);
+
+impl SharedLease {
+    fn lock(&self) -> MutexGuard<'_, Lease> {
+        // Each step of it leaves it whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Handle {
-    /// Answers when the assignment has been taken in; `master` is where its scripts are.
-    pub async fn assign(&self, assignment: Assignment, master: Channel) -> Result<(), StaleEpoch> {
+    /// Starts a new count of reports.
+    pub fn attach(&self) -> Attachment {
+        self.lease.lock().new_attachment()
+    }
+
+    /// To be called before the report goes out.
+    pub fn report_sent(&self, attachment: Attachment, sequence: u64) {
+        self.lease.lock().sent(attachment, sequence, boottime::now());
+    }
+
+    pub fn lease_in_words(&self) -> String {
+        self.lease.lock().in_words(boottime::now())
+    }
+
+    /// Zero when it has run out; `None` when there was none.
+    pub fn lease_left(&self) -> Option<Duration> {
+        self.lease.lock().ends_at().map(|end| end.saturating_sub(boottime::now()))
+    }
+
+    /// Answers when the assignment, which came over `attachment`, has been taken in.
+    pub async fn assign(&self, attachment: Attachment, assignment: Assignment) -> Result<(), StaleEpoch> {
         let (reply, answer) = oneshot::channel();
         // The loop outlives every handle that asks; were it gone, the daemon would be ending.
-        let _ = self.requests.send(Request::Assign { assignment, master, reply }).await;
+        let _ = self.requests.send(Request::Assign { attachment, assignment, reply }).await;
         answer.await.unwrap_or(Ok(()))
     }
 
@@ -82,6 +114,9 @@ impl Handle {
 pub struct Node {
     processes: Processes,
     launcher: Launcher,
+    lease: SharedLease,
+    /// Rings at the end of the lease.
+    alarm: Alarm,
     workdir: Arc<WorkDir>,
     limits: retention::Limits,
     snapshots: watch::Sender<Arc<Snapshot>>,
@@ -96,16 +131,20 @@ impl Node {
     /// `launcher` builds the launcher around the channel of its events.
     pub fn new(
         workdir: Arc<WorkDir>,
-        epoch: Epoch,
+        processes: Processes,
+        alarm: Alarm,
         limits: retention::Limits,
         launcher: impl FnOnce(mpsc::Sender<(ProcessId, Event)>) -> Launcher,
     ) -> (Self, Handle) {
         let (events_in, events) = mpsc::channel(64);
         let (requests_in, requests) = mpsc::channel(16);
         let (snapshots, snapshots_out) = watch::channel(Arc::default());
+        let lease = SharedLease::default();
         let node = Self {
-            processes: Processes::new(epoch),
+            processes,
             launcher: launcher(events_in),
+            lease: lease.clone(),
+            alarm,
             workdir,
             limits,
             snapshots,
@@ -115,7 +154,7 @@ impl Node {
             launches_total: 0,
             launch_failures_total: 0,
         };
-        (node, Handle { requests: requests_in, snapshots: snapshots_out })
+        (node, Handle { requests: requests_in, snapshots: snapshots_out, lease })
     }
 
     /// Runs until every handle is gone.
@@ -128,6 +167,7 @@ impl Node {
                     None => return,
                 },
                 Some((id, event)) = self.events.recv() => self.observe(&id, event),
+                () = self.alarm.rings() => self.lease_may_be_over(),
                 _ = retention.tick() => { self.clean_logs(); continue }
             }
             self.publish();
@@ -141,30 +181,71 @@ impl Node {
 
     fn serve(&mut self, request: Request) {
         match request {
-            Request::Assign { assignment, master, reply } => {
-                let _ = reply.send(self.assign(assignment, master));
+            Request::Assign { attachment, assignment, reply } => {
+                let _ = reply.send(self.assign(attachment, assignment));
             }
             Request::Drain { reply } => {
-                let actions = self.processes.drain();
-                self.perform(actions, None);
+                let actions = self.processes.drain(now_ms());
+                self.perform(actions);
                 self.drained.push(reply);
             }
             Request::KillAll => self.launcher.stop_all(Stop::Now),
         }
     }
 
-    fn assign(&mut self, assignment: Assignment, master: Channel) -> Result<(), StaleEpoch> {
-        let before = self.processes.epoch();
+    fn assign(&mut self, attachment: Attachment, assignment: Assignment) -> Result<(), StaleEpoch> {
         let epoch = assignment.epoch;
-        if epoch > before {
+        self.processes.check_epoch(epoch)?;
+        if epoch > self.processes.epoch() {
             // Before anything of it is done: a restart must not obey an older leader again.
             if let Err(error) = self.workdir.store_epoch(epoch) {
                 tracing::error!(%epoch, "cannot store the epoch, a restart may forget it: {error}");
             }
         }
-        let actions = self.processes.assign(assignment, now_ms())?;
-        self.perform(actions, Some(master));
+        let now = boottime::now();
+        let (lapsed, is_live, ends_at, reason) = {
+            let mut lease = self.lease.lock();
+            let reason = lease.end_reason(now);
+            let lapsed = lease.heard(attachment, assignment.heard, assignment.lease);
+            (lapsed, lease.is_live(now), lease.ends_at(), reason)
+        };
+        if lapsed {
+            self.expire(&reason);
+        }
+        if is_live {
+            self.set_alarm(ends_at);
+        }
+        let actions = self.processes.assign(assignment, is_live, now_ms())?;
+        self.perform(actions);
         Ok(())
+    }
+
+    fn set_alarm(&mut self, at: Option<Duration>) {
+        if let Err(error) = self.alarm.set(at) {
+            tracing::error!("cannot set the timer for the end of the lease: {error}");
+        }
+    }
+
+    /// The alarm was set for the lease as it was then.
+    fn lease_may_be_over(&mut self) {
+        let now = boottime::now();
+        let (is_live, ends_at, reason) = {
+            let lease = self.lease.lock();
+            (lease.is_live(now), lease.ends_at(), lease.end_reason(now))
+        };
+        if is_live {
+            self.set_alarm(ends_at);
+        } else {
+            self.expire(&reason);
+        }
+    }
+
+    fn expire(&mut self, reason: &str) {
+        let actions = self.processes.expire(reason);
+        if !actions.is_empty() {
+            tracing::warn!(processes = actions.len(), "{reason}; what may be started elsewhere is killed");
+        }
+        self.perform(actions);
     }
 
     fn observe(&mut self, id: &ProcessId, event: Event) {
@@ -183,18 +264,23 @@ impl Node {
             }
         }
         let actions = self.processes.observe(id, event, now_ms());
-        self.perform(actions, None);
+        self.perform(actions);
     }
 
-    fn perform(&mut self, actions: Vec<Action>, master: Option<Channel>) {
+    fn perform(&mut self, actions: Vec<Action>) {
         let mut forgotten = false;
         for action in actions {
             match action {
                 Action::Launch(launch) => {
-                    if let Some(master) = &master {
-                        self.launches_total += 1;
-                        self.launcher.launch(*launch, master.clone());
-                    }
+                    self.launches_total += 1;
+                    self.launcher.launch(*launch);
+                }
+                Action::Kill(id) => {
+                    tracing::info!(process = %id, "killing");
+                    self.launcher.stop(&id, Stop::Now);
+                }
+                Action::Ignore { id, why } => {
+                    tracing::warn!(process = %id, "a launch is ignored: {why}");
                 }
                 Action::Stop(id) => {
                     tracing::info!(process = %id, "stopping");
@@ -219,14 +305,23 @@ impl Node {
         });
     }
 
+    /// Whoever waits for a change is woken by changes only: a report that answers an assignment that answers a report would
+    /// go round without end.
     fn publish(&self) {
-        self.snapshots.send_replace(Arc::new(Snapshot {
+        let new = Snapshot {
             epoch: self.processes.epoch(),
             processes: self.processes.known().cloned().collect(),
             finished: self.processes.forgotten().take(FINISHED_SHOWN).cloned().collect(),
             launches_total: self.launches_total,
             launch_failures_total: self.launch_failures_total,
-        }));
+        };
+        self.snapshots.send_if_modified(|old| {
+            let changed = **old != new;
+            if changed {
+                *old = Arc::new(new);
+            }
+            changed
+        });
     }
 }
 
@@ -240,16 +335,20 @@ impl Node {
     pub(crate) fn for_tests() -> (Self, Handle) {
         let dir = tempfile::tempdir().unwrap();
         let workdir = Arc::new(WorkDir::open(dir.path()).unwrap());
+        let url = firesteel_common::MasterUrl::new("127.0.0.1", 1);
         let context = Arc::new(crate::launcher::Context {
             workdir: workdir.clone(),
             supervisor: "/nonexistent".into(),
             engine: "/nonexistent".into(),
             host: "127.0.0.1".into(),
-            masters: "firesteel://127.0.0.1:1".parse().unwrap(),
+            master_url: url.clone(),
+            masters: firesteel_proto::masters::Masters::new(&url),
             environment: Default::default(),
             ready_timeout: Duration::from_secs(1),
             orphans: Default::default(),
         });
-        Self::new(workdir, Epoch(0), retention::Limits::default(), |events| Launcher::new(context, events))
+        let limits = retention::Limits::default();
+        let alarm = Alarm::new().unwrap();
+        Self::new(workdir, Processes::default(), alarm, limits, |events| Launcher::new(context, events))
     }
 }

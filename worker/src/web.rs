@@ -1,7 +1,7 @@
 //! The worker's own page. Plain HTML, no script; also `/json/`, `/healthz` and `/metrics`.
 
 use crate::agent::Link;
-use crate::node::Snapshot;
+use crate::node::Handle;
 use crate::processes::Process;
 use crate::usage::Usage;
 use axum::extract::{Request, State};
@@ -31,7 +31,7 @@ pub struct Page {
     pub host: String,
     pub port: u16,
     pub capacity: Resources,
-    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    pub node: Handle,
     pub link: watch::Receiver<Link>,
     pub usage: Arc<Usage>,
 }
@@ -83,7 +83,7 @@ async fn index(State(page): State<Arc<Page>>) -> Html<String> {
 }
 
 fn render(page: &Page) -> Markup {
-    let snapshot = page.snapshots.borrow().clone();
+    let snapshot = page.node.snapshots().borrow().clone();
     let link = page.link.borrow().clone();
     let (used, usage) = (snapshot.used(), page.usage.sample());
     let (live, ended): (Vec<_>, Vec<_>) = snapshot.processes.iter().partition(|p| p.is_live());
@@ -105,11 +105,12 @@ fn render(page: &Page) -> Markup {
                     div {
                         dt { "Connection" }
                         @match &link {
-                            Link::Registered { master } => dd { "✔ registered with " (master) },
+                            Link::Registered { master } => dd { "✔ registered with " (master) ", epoch " (snapshot.epoch) },
                             Link::Down { reason: None } => dd { "… connecting" },
                             Link::Down { reason: Some(reason) } => dd.bad { "✖ " (reason) },
                         }
                     }
+                    div { dt { "Lease" } dd { (page.node.lease_in_words()) } }
                     div { dt { "Cores" } dd { (used.cores) " of " (page.capacity.cores) " used" } }
                     div {
                         dt { "Memory" }
@@ -168,7 +169,7 @@ fn symbol(state: ExecutorState) -> &'static str {
 
 /// In the shape of Spark's worker; `drivers` and `finisheddrivers` are ours.
 async fn as_json(State(page): State<Arc<Page>>) -> Json<serde_json::Value> {
-    let snapshot = page.snapshots.borrow().clone();
+    let snapshot = page.node.snapshots().borrow().clone();
     let used = snapshot.used();
     let is_driver = |p: &&Process| matches!(p.id, ProcessId::Driver { .. });
     let list = |drivers: bool, live: bool| -> Vec<_> {
@@ -222,7 +223,7 @@ fn process_json(process: &Process) -> serde_json::Value {
 }
 
 async fn metrics(State(page): State<Arc<Page>>) -> Response {
-    let snapshot = page.snapshots.borrow().clone();
+    let snapshot = page.node.snapshots().borrow().clone();
     let registered = matches!(*page.link.borrow(), Link::Registered { .. });
     let (used, usage) = (snapshot.used(), page.usage.sample());
     let live = snapshot.processes.iter().filter(|p| p.is_live()).count();
@@ -260,6 +261,10 @@ async fn metrics(State(page): State<Arc<Page>>) -> Response {
         snapshot.launch_failures_total as f64,
     );
     metric("firesteel_worker_epoch", "gauge", "Highest epoch seen.", snapshot.epoch.0 as f64);
+    if let Some(left) = page.node.lease_left() {
+        let help = "Time until the lease runs out, 0 when it has.";
+        metric("firesteel_worker_lease_left_seconds", "gauge", help, left.as_secs_f64());
+    }
     metric("firesteel_machine_cpu_ratio", "gauge", "CPU use, 0 to 1.", f64::from(usage.cpu_percent) / 100.0);
     metric("firesteel_machine_memory_used_bytes", "gauge", "Memory in use.", bytes(usage.memory_used_mib));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());

@@ -18,6 +18,8 @@ pub fn assignment(wire: v1::Assignment) -> Result<Assignment, InvalidMessage> {
         heartbeat: Duration::from_millis(
             u64::from(wire.heartbeat_ms).clamp(*HEARTBEAT_MS.start(), *HEARTBEAT_MS.end()),
         ),
+        heard: wire.heard,
+        lease: Duration::from_millis(wire.lease_ms.into()),
     })
 }
 
@@ -33,15 +35,23 @@ fn launch(wire: v1::Launch) -> Result<Launch, InvalidMessage> {
         token: Secret::new(wire.token),
         spec,
         conf: wire.conf,
+        grant_index: wire.grant_index,
+        incarnation: wire.incarnation,
+        ends_with_lease: wire.ends_with_lease,
     })
 }
 
-pub fn report<'a>(processes: impl Iterator<Item = &'a Process>, usage: Sample) -> v1::WorkerReport {
+/// `sequence`: see `WorkerReport.sequence`.
+pub fn report<'a>(
+    processes: impl Iterator<Item = &'a Process>,
+    usage: Sample,
+    sequence: u64,
+) -> v1::WorkerReport {
     v1::WorkerReport {
         processes: processes.map(process_report).collect(),
         cpu_percent: usage.cpu_percent,
         memory_used_mib: usage.memory_used_mib,
-        sequence: 0,
+        sequence,
     }
 }
 
@@ -69,10 +79,12 @@ mod tests {
                 spec: None,
                 conf: [("k".to_owned(), "v".to_owned())].into(),
                 grant_index: 9,
-                ..Default::default()
+                incarnation: 8,
+                ends_with_lease: true,
             }],
             heartbeat_ms: 0,
-            ..Default::default()
+            heard: 7,
+            lease_ms: 6,
         }
     }
 
@@ -81,6 +93,9 @@ mod tests {
         let got = assignment(wire("executor-1")).unwrap();
         assert_eq!((got.epoch, got.processes.len()), (Epoch(3), 1));
         assert_eq!(got.heartbeat, Duration::from_millis(50), "no beat at all would be a flood");
+        assert_eq!((got.heard, got.lease), (7, Duration::from_millis(6)));
+        let launch = &got.processes[0];
+        assert_eq!((launch.grant_index, launch.incarnation, launch.ends_with_lease), (9, 8, true));
         assert!(!format!("{got:?}").contains("secret"));
         assert_eq!(assignment(wire("driver-0")).unwrap_err(), InvalidMessage::Missing("spec"));
         assert!(assignment(wire("../x-1")).is_err());

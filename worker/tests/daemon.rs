@@ -429,6 +429,8 @@ async fn the_page_shows_what_runs_and_is_safe() {
     let (head, page) = get(&ui, "/", None);
     assert!(head.starts_with("http/1.1 200"), "{head}");
     assert!(head.contains("content-security-policy: default-src 'none'; style-src 'self'"), "{head}");
+    let registered = format!("registered with {}, epoch 1", master.address());
+    assert!(page.contains(&registered) && page.contains("no lease"), "{page}");
     assert!(page.contains("executor-1") && page.contains("exited with code 4"), "{page}");
     assert!(page.contains("&lt;b&gt;report&lt;/b&gt;") && !page.contains("<b>report"), "{page}");
     assert!(!page.contains("token-41d9") && !page.contains("<script") && !page.contains("style=\""));

@@ -3,6 +3,7 @@
 mod support;
 
 use firesteel_common::{ProcessEnd, ProcessId, Resources, Secret};
+use firesteel_proto::masters::Masters;
 use firesteel_worker::launcher::{Context, Launcher, Stop};
 use firesteel_worker::processes::{Event, Launch};
 use firesteel_worker::workdir::WorkDir;
@@ -25,13 +26,15 @@ fn launch(mode: &str) -> Launch {
         token: Secret::new("t"),
         spec: None,
         conf: [("mode".to_owned(), mode.to_owned())].into(),
+        grant_index: 1,
+        incarnation: 0,
+        ends_with_lease: false,
     }
 }
 
 struct Fixture {
     bench: Bench,
     _master: Master,
-    channel: tonic::transport::Channel,
     launcher: Launcher,
     events: mpsc::Receiver<(ProcessId, Event)>,
 }
@@ -39,27 +42,27 @@ struct Fixture {
 impl Fixture {
     async fn new(ready_timeout: Duration) -> Self {
         let bench = Bench::new();
+        let master = Master::start().await;
+        let master_url = master.url().parse().unwrap();
         let workdir = Arc::new(WorkDir::open(&bench.path("w")).unwrap());
         let context = Context {
             workdir,
             supervisor: env!("CARGO_BIN_EXE_firesteel-supervisor").into(),
             engine: bench.path("engine"),
             host: "127.0.0.1".into(),
-            masters: "firesteel://127.0.0.1:1".parse().unwrap(),
+            masters: Masters::new(&master_url),
+            master_url,
             environment: [("PATH".to_owned(), "/usr/bin:/bin".to_owned())].into(),
             ready_timeout,
             orphans: Default::default(),
         };
         let (sender, events) = mpsc::channel(16);
-        let master = Master::start().await;
-        let address = format!("127.0.0.1:{}", master.port);
-        let channel = firesteel_proto::channel::connect(&address).await.unwrap();
         let launcher = Launcher::new(Arc::new(context), sender);
-        Self { bench, _master: master, channel, launcher, events }
+        Self { bench, _master: master, launcher, events }
     }
 
     fn launch(&mut self, mode: &str) {
-        self.launcher.launch(launch(mode), self.channel.clone());
+        self.launcher.launch(launch(mode));
     }
 
     async fn end(&mut self) -> ProcessEnd {
