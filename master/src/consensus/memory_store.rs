@@ -1,8 +1,12 @@
-//! A medium in memory that can crash: what was not synced is lost, as whole batches from the end.
+//! Media in memory that can crash: what was not synced is lost, as whole batches from the end.
 
 use super::kv_log::{Change, Kv, KvLog};
-use super::log_store::StoreError;
+use super::log_store::{Position, StoreError};
+use super::snapshots::{Snapshot, SnapshotError, SnapshotStore};
+use raft::eraftpb::ConfState;
+use serde::Serialize;
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -17,6 +21,22 @@ struct Contents {
     current: Map,
     /// Applied but not synced, oldest first.
     unsynced: Vec<Vec<Change>>,
+    /// So many more writes and syncs succeed.
+    fuse: Option<u32>,
+    forgets: bool,
+}
+
+impl Contents {
+    fn burn(&mut self, path: &Path) -> Result<(), StoreError> {
+        match &mut self.fuse {
+            Some(0) => Err(StoreError::io("cannot write", path, io::Error::other("the disk is gone"))),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 /// What stays when the process is gone. Cloning shares it.
@@ -29,14 +49,35 @@ impl MemoryDisk {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Power loss: of the batches that were not synced, only the `kept` oldest reached the disk.
+    /// Power loss: of the batches that were not synced, only the `kept` oldest reached the disk. A batch that was torn is
+    /// one that did not: a medium must recognise it, as sled does by checksums.
     pub fn crash(&self, kept: usize) {
         let mut contents = self.contents();
         let contents = &mut *contents;
+        contents.fuse = None;
         for batch in contents.unsynced.drain(..).take(kept) {
             apply(&mut contents.durable, batch);
         }
         contents.current = contents.durable.clone();
+    }
+
+    /// How many batches a power loss could take.
+    pub fn unsynced(&self) -> usize {
+        self.contents().unsynced.len()
+    }
+
+    /// Every write and sync after the next `writes` fails, until [`MemoryDisk::repair`] or [`MemoryDisk::crash`].
+    pub fn fail_after(&self, writes: u32) {
+        self.contents().fuse = Some(writes);
+    }
+
+    pub fn repair(&self) {
+        self.contents().fuse = None;
+    }
+
+    /// From now on a sync succeeds and does nothing: a disk that lies, to see whether tests notice.
+    pub fn forget_syncs(&self) {
+        self.contents().forgets = true;
     }
 
     /// Overwrites stored values where `change` says so: damage, for tests.
@@ -90,6 +131,7 @@ impl Kv for MemoryKv {
 
     fn apply(&mut self, changes: Vec<Change>) -> Result<(), StoreError> {
         let mut contents = self.disk.contents();
+        contents.burn(&self.path)?;
         apply(&mut contents.current, changes.clone());
         contents.unsynced.push(changes);
         Ok(())
@@ -98,13 +140,70 @@ impl Kv for MemoryKv {
     fn sync(&mut self) -> Result<(), StoreError> {
         let mut contents = self.disk.contents();
         let contents = &mut *contents;
-        for batch in contents.unsynced.drain(..) {
-            apply(&mut contents.durable, batch);
+        contents.burn(&self.path)?;
+        if !contents.forgets {
+            for batch in contents.unsynced.drain(..) {
+                apply(&mut contents.durable, batch);
+            }
         }
         Ok(())
     }
 
     fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+/// Snapshots that outlive the process but not the machine. Cloning shares them.
+#[derive(Debug, Clone, Default)]
+pub struct MemorySnapshots(Arc<Mutex<BTreeMap<Position, (ConfState, Vec<u8>)>>>);
+
+impl MemorySnapshots {
+    fn files(&self) -> MutexGuard<'_, BTreeMap<Position, (ConfState, Vec<u8>)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl SnapshotStore for MemorySnapshots {
+    fn write<S: Serialize>(
+        &self,
+        position: Position,
+        conf_state: &ConfState,
+        state: &S,
+    ) -> Result<(), SnapshotError> {
+        let state = serde_json::to_vec(state)
+            .map_err(|e| SnapshotError::Write { path: self.file(position), source: e.into() })?;
+        self.write_received(position, conf_state, &state)
+    }
+
+    fn write_received(
+        &self,
+        position: Position,
+        conf_state: &ConfState,
+        state: &[u8],
+    ) -> Result<(), SnapshotError> {
+        self.files().insert(position, (conf_state.clone(), state.to_owned()));
+        Ok(())
+    }
+
+    fn read(&self, position: Position) -> Result<Snapshot, SnapshotError> {
+        let files = self.files();
+        let (conf_state, state) = files.get(&position).ok_or_else(|| SnapshotError::Read {
+            path: self.file(position),
+            source: io::ErrorKind::NotFound.into(),
+        })?;
+        Ok(Snapshot { position, conf_state: conf_state.clone(), state: state.clone() })
+    }
+
+    fn keep_only(&self, position: Position) {
+        self.files().retain(|at, _| *at == position);
+    }
+
+    fn written_ms(&self, _: Position) -> Option<u64> {
+        None
+    }
+
+    fn file(&self, position: Position) -> PathBuf {
+        PathBuf::from(format!("memory/{}-{}", position.index, position.term))
     }
 }

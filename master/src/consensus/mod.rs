@@ -20,6 +20,7 @@ mod memory_store;
 mod node;
 mod raft_storage;
 mod replies;
+pub mod simulator;
 mod sled_store;
 mod snapshots;
 mod state_machine;
@@ -40,7 +41,7 @@ pub use log_store::{
     random_cluster_id, random_id,
 };
 pub use membership::MembershipStep;
-pub use memory_store::{MemoryDisk, MemoryKv, MemoryStore};
+pub use memory_store::{MemoryDisk, MemoryKv, MemorySnapshots, MemoryStore};
 pub use node::{FatalError, RaftTiming, SnapshotPolicy};
 pub use sled_store::{SledKv, SledStore};
 pub use snapshots::{SnapshotDir, SnapshotError, SnapshotStore};

@@ -161,6 +161,9 @@ pub enum SnapshotWriter<S: StateMachine> {
     Inline,
 }
 
+/// The election timeout in a term, in ticks, instead of a random one.
+pub type ElectionTimeout = Box<dyn Fn(u64) -> usize + Send>;
+
 /// Everything that a node is built from.
 pub struct Parts<S: StateMachine, L, P, T> {
     pub log: L,
@@ -171,8 +174,7 @@ pub struct Parts<S: StateMachine, L, P, T> {
     pub timing: RaftTiming,
     pub policy: SnapshotPolicy,
     pub writer: SnapshotWriter<S>,
-    /// The election timeout for a term, in ticks, instead of a random one.
-    pub election_timeout: Option<fn(u64, u64) -> usize>,
+    pub election_timeout: Option<ElectionTimeout>,
 }
 
 /// A planned change of leaders that somebody waits for.
@@ -217,7 +219,7 @@ pub struct Node<S: StateMachine, L: LogStore, P: SnapshotStore, T> {
     watchdog: Watchdog,
     timing: RaftTiming,
     policy: SnapshotPolicy,
-    election_timeout: Option<fn(u64, u64) -> usize>,
+    election_timeout: Option<ElectionTimeout>,
     now: Instant,
 }
 
@@ -331,6 +333,10 @@ impl<S: StateMachine, L: LogStore, P: SnapshotStore, T: Transport> Node<S, L, P,
         Ok((node, Views { published: published_view, members: members_view }))
     }
 
+    pub fn log(&self) -> &L {
+        &self.raw.store().log
+    }
+
     fn votes_alone(&self) -> bool {
         let members = self.raw.raft.prs().conf().to_conf_state();
         members.voters == [self.raw.raft.id] && members.voters_outgoing.is_empty()
@@ -362,8 +368,8 @@ impl<S: StateMachine, L: LogStore, P: SnapshotStore, T: Transport> Node<S, L, P,
 
     /// Raft chooses anew whenever it resets its timer.
     fn fix_election_timeout(&mut self) {
-        if let Some(choose) = self.election_timeout {
-            let ticks = choose(self.raw.raft.id, self.raw.raft.term);
+        if let Some(choose) = &self.election_timeout {
+            let ticks = choose(self.raw.raft.term);
             self.raw.raft.set_randomized_election_timeout(ticks);
         }
     }

@@ -49,6 +49,9 @@ impl StateMachine for ClusterState {
     fn apply(&mut self, index: u64, command: Command) -> Outcome {
         firesteel_master_core::apply(self, index, command)
     }
+    fn hash(&self) -> u64 {
+        ClusterState::hash(self)
+    }
 }
 
 /// First byte of every command in the log.
