@@ -1,6 +1,8 @@
 //! A master that does what the test tells it, behind the real protocol.
 
+use firesteel_proto::masters::not_leader_status;
 use firesteel_proto::v1::client_server::{Client, ClientServer};
+use firesteel_proto::v1::masters_server::{Masters, MastersServer};
 use firesteel_proto::v1::*;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -14,6 +16,8 @@ use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 
 pub const ID: &str = "app-20261121074500-0001";
+/// The ids of the members of every fake cluster.
+pub const MEMBERS: [&str; 3] = ["a1b2c3d4e5f60718", "b1b2c3d4e5f60718", "c1b2c3d4e5f60718"];
 
 /// A log file: its bytes so far, and whether it is complete.
 #[derive(Debug, Clone, Default)]
@@ -26,8 +30,14 @@ pub struct LogFile {
 pub struct Seen {
     pub uploads: Vec<Vec<u8>>,
     pub specs: Vec<ApplicationSpec>,
+    /// Key and ticket of each submission.
+    pub keys: Vec<(String, u64)>,
     pub kills: Vec<String>,
     pub reports: Vec<process_end::Kind>,
+    /// The processes whose standard output was asked for.
+    pub logs: Vec<String>,
+    /// What was asked about the masters.
+    pub changes: Vec<String>,
 }
 
 pub struct State {
@@ -37,6 +47,13 @@ pub struct State {
     pub seen: watch::Sender<Seen>,
     /// The offsets at which logs were asked for.
     pub offsets: Mutex<Vec<u64>>,
+    /// What it says about who leads, and its ticket.
+    role: Mutex<WhoLeadsResponse>,
+    /// Who leads once this master has been asked.
+    next_leader: Mutex<Option<String>>,
+    no_members: AtomicBool,
+    /// Does what it is asked, and dies before it can say so.
+    swallow_answers: AtomicBool,
     /// Counts the deaths of this master; streams end with the one they were opened under.
     deaths: watch::Sender<u64>,
     dead: AtomicBool,
@@ -61,6 +78,10 @@ impl Fake {
             stderr: watch::Sender::default(),
             seen: watch::Sender::default(),
             offsets: Mutex::default(),
+            role: Mutex::new(WhoLeadsResponse { leading: true, ticket: 41, ..Default::default() }),
+            next_leader: Mutex::default(),
+            no_members: AtomicBool::new(false),
+            swallow_answers: AtomicBool::new(false),
             deaths: watch::Sender::default(),
             dead: AtomicBool::new(false),
         });
@@ -74,8 +95,9 @@ impl Fake {
         let listener = TcpListener::bind(self.address).await.unwrap();
         self.address = listener.local_addr().unwrap();
         self.state.dead.store(false, Ordering::Relaxed);
-        let service = ClientServer::from_arc(self.state.clone());
-        let server = firesteel_proto::channel::server().add_service(service);
+        let server = firesteel_proto::channel::server()
+            .add_service(ClientServer::from_arc(self.state.clone()))
+            .add_service(MastersServer::from_arc(self.state.clone()));
         self.server = Some(tokio::spawn(async move {
             server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
         }));
@@ -87,6 +109,7 @@ impl Fake {
             server.abort();
             drop(server.await);
         }
+        self.state.swallow_answers.store(false, Ordering::Relaxed);
         // tonic serves each connection in a task of its own, which goes on: what it serves must end.
         self.state.dead.store(true, Ordering::Relaxed);
         self.state.deaths.send_modify(|deaths| *deaths += 1);
@@ -94,6 +117,32 @@ impl Fake {
 
     pub fn url(&self) -> String {
         format!("firesteel://{}", self.address)
+    }
+
+    /// Leads from now on; `ticket` is how far its log has come.
+    pub fn lead(&self, ticket: u64) {
+        *self.state.role.lock().unwrap() = WhoLeadsResponse { leading: true, ticket, ..Default::default() };
+    }
+
+    /// Does not lead any more; says that `leader` does.
+    pub fn follow(&self, leader: Option<&Fake>) {
+        let leader = leader.map(|leader| leader.address.to_string()).unwrap_or_default();
+        *self.state.role.lock().unwrap() = WhoLeadsResponse { leader, ticket: 40, ..Default::default() };
+    }
+
+    /// Says once more that it leads, and from then on that `leader` does.
+    pub fn lose_the_lead_to(&self, leader: &Fake) {
+        *self.state.next_leader.lock().unwrap() = Some(leader.address.to_string());
+    }
+
+    /// No member has any id any more.
+    pub fn forget_members(&self) {
+        self.state.no_members.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on requests are carried out, but the answers never arrive: it has to die next.
+    pub fn swallow_answers(&self) {
+        self.state.swallow_answers.store(true, Ordering::Relaxed);
     }
 
     pub fn update(&self, change: impl FnOnce(&mut ApplicationStatus)) {
@@ -151,10 +200,30 @@ impl State {
         self.seen.send_modify(change);
     }
 
-    fn known(&self, id: &str) -> Result<(), Status> {
+    fn must_lead(&self) -> Result<(), Status> {
         if self.dead.load(Ordering::Relaxed) {
-            Err(dying())
-        } else if ID.starts_with(id) || ID.ends_with(id) {
+            return Err(dying());
+        }
+        let role = self.role.lock().unwrap();
+        if role.leading {
+            return Ok(());
+        }
+        let details = NotLeader { leader: role.leader.clone(), ..Default::default() };
+        Err(not_leader_status("this master does not lead", &details))
+    }
+
+    /// The answer, unless this master dies over it.
+    async fn answer<T>(&self, answer: T) -> Answer<T> {
+        if self.swallow_answers.load(Ordering::Relaxed) {
+            self.deaths.subscribe().changed().await.unwrap();
+            return Err(dying());
+        }
+        Ok(Response::new(answer))
+    }
+
+    fn known(&self, id: &str) -> Result<(), Status> {
+        self.must_lead()?;
+        if ID.starts_with(id) || ID.ends_with(id) {
             Ok(())
         } else {
             Err(Status::not_found(format!("no application matches {id:?}")))
@@ -175,6 +244,7 @@ impl Client for State {
         &self,
         request: Request<Streaming<ArtifactChunk>>,
     ) -> Answer<UploadArtifactResponse> {
+        self.must_lead()?;
         let mut stream = request.into_inner();
         let mut data = Vec::new();
         while let Some(chunk) = stream.message().await? {
@@ -189,18 +259,31 @@ impl Client for State {
         &self,
         request: Request<SubmitApplicationRequest>,
     ) -> Answer<SubmitApplicationResponse> {
-        let spec = request.into_inner().spec.unwrap();
-        firesteel_proto::convert::application_spec(Some(spec.clone())).ok();
-        if spec.name == "refuse" {
-            return Err(Status::permission_denied("ana may not submit"));
+        self.must_lead()?;
+        let SubmitApplicationRequest { spec, key, ticket } = request.into_inner();
+        let spec = spec.unwrap();
+        firesteel_proto::convert::application_spec(Some(spec.clone())).unwrap();
+        match spec.name.as_str() {
+            "refuse" => return Err(Status::permission_denied("ana may not submit")),
+            "another" => return Err(Status::already_exists(format!("the key {key} names {ID}"))),
+            "late" => return Err(Status::out_of_range("what was submitted so long ago is forgotten")),
+            _ => {}
+        }
+        if spec.deploy_mode() == DeployMode::Cluster && self.seen.borrow().uploads.is_empty() {
+            let message = format!("the script {} has not been uploaded to this master", spec.artifact);
+            return Err(Status::failed_precondition(message));
         }
         self.status.send_modify(|status| status.spec = Some(spec.clone()));
-        self.record(|seen| seen.specs.push(spec));
-        Ok(Response::new(SubmitApplicationResponse {
+        self.record(|seen| {
+            seen.specs.push(spec);
+            seen.keys.push((key, ticket));
+        });
+        self.answer(SubmitApplicationResponse {
             application_id: ID.into(),
             token: "t0ken".into(),
             ui_url: "http://ui/app".into(),
-        }))
+        })
+        .await
     }
 
     type WatchApplicationStream = Stream<ApplicationStatus>;
@@ -233,6 +316,7 @@ impl Client for State {
         &self,
         _: Request<ListApplicationsRequest>,
     ) -> Answer<ListApplicationsResponse> {
+        self.must_lead()?;
         Ok(Response::new(ListApplicationsResponse { applications: vec![self.status.borrow().clone()] }))
     }
 
@@ -242,8 +326,11 @@ impl Client for State {
     ) -> Answer<KillApplicationResponse> {
         let id = request.into_inner().application_id;
         self.known(&id)?;
-        if self.status.borrow().ended_ms > 0 {
-            return Err(Status::failed_precondition(format!("{ID} has already ended: FINISHED")));
+        let status = self.status.borrow().clone();
+        if status.ended_ms > 0 {
+            let state = firesteel_common::ApplicationState::try_from(status.state()).unwrap();
+            let message = format!("application {ID} has already ended ({state})");
+            return Err(Status::failed_precondition(message));
         }
         self.record(|seen| seen.kills.push(id));
         self.status.send_modify(|status| {
@@ -252,7 +339,7 @@ impl Client for State {
             status.ended_ms = 1;
         });
         self.stdout.send_modify(|log| log.complete = true);
-        Ok(Response::new(KillApplicationResponse { application_id: ID.into() }))
+        self.answer(KillApplicationResponse { application_id: ID.into() }).await
     }
 
     async fn report_driver_end(
@@ -287,6 +374,7 @@ impl Client for State {
         let mut log = if stdout { self.stdout.subscribe() } else { self.stderr.subscribe() };
         if stdout {
             self.offsets.lock().unwrap().push(request.offset);
+            self.record(|seen| seen.logs.push(request.process.clone().unwrap_or_default().name));
         }
         let mut deaths = self.deaths.subscribe();
         let (sender, receiver) = mpsc::channel(4);
@@ -317,5 +405,74 @@ impl Client for State {
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+impl State {
+    /// The one member whose id begins with `id`; records that it was asked to `change`.
+    fn member(&self, change: &str, id: &str) -> Result<String, Status> {
+        self.must_lead()?;
+        self.record(|seen| seen.changes.push(format!("{change} {id}")));
+        match MEMBERS.iter().find(|member| member.starts_with(id)) {
+            Some(member) if !self.no_members.load(Ordering::Relaxed) => Ok((*member).to_owned()),
+            _ => Err(Status::not_found(format!("no member {id:?}"))),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Masters for State {
+    async fn who_leads(&self, _: Request<WhoLeadsRequest>) -> Answer<WhoLeadsResponse> {
+        let mut role = self.role.lock().unwrap();
+        let answer = role.clone();
+        if let Some(leader) = self.next_leader.lock().unwrap().take() {
+            *role = WhoLeadsResponse { leader, ..Default::default() };
+        }
+        Ok(Response::new(answer))
+    }
+
+    async fn list_members(&self, _: Request<ListMembersRequest>) -> Answer<ListMembersResponse> {
+        self.must_lead()?;
+        let roles = [MemberRole::Leader, MemberRole::Follower, MemberRole::Learner];
+        let members = MEMBERS.iter().zip(roles).enumerate().map(|(n, (id, role))| Member {
+            id: (*id).into(),
+            role: role.into(),
+            client_address: format!("h{n}:7077"),
+            raft_address: format!("h{n}:7078"),
+            version: "0.1.0".into(),
+            matched: 100 - n as u64,
+            last_contact_ms: Some(10 * n as u64),
+            alive: n < 2,
+            ..Default::default()
+        });
+        let members = members.collect();
+        Ok(Response::new(ListMembersResponse { cluster_id: "c1".into(), term: 3, committed: 100, members }))
+    }
+
+    async fn add_voter(&self, request: Request<AddVoterRequest>) -> Answer<AddVoterResponse> {
+        let id = self.member("add", &request.into_inner().id)?;
+        self.answer(AddVoterResponse { id }).await
+    }
+
+    async fn remove_member(&self, request: Request<RemoveMemberRequest>) -> Answer<RemoveMemberResponse> {
+        let id = self.member("remove", &request.into_inner().id)?;
+        if id == MEMBERS[1] {
+            let message = "1 of the 2 masters that are left is silent: no majority\nhint: start it first";
+            return Err(Status::failed_precondition(message));
+        }
+        self.answer(RemoveMemberResponse { id }).await
+    }
+
+    async fn transfer_leadership(
+        &self,
+        request: Request<TransferLeadershipRequest>,
+    ) -> Answer<TransferLeadershipResponse> {
+        let leader_id = self.member("transfer", &request.into_inner().id)?;
+        self.answer(TransferLeadershipResponse { leader_id }).await
+    }
+
+    async fn take_snapshot(&self, _: Request<TakeSnapshotRequest>) -> Answer<TakeSnapshotResponse> {
+        self.must_lead()?;
+        self.answer(TakeSnapshotResponse { index: 99 }).await
     }
 }

@@ -3,6 +3,8 @@
 mod client_mode;
 mod cluster_mode;
 mod commands;
+mod failover;
 mod fake;
+mod masters;
 mod program;
 mod usage;
