@@ -352,3 +352,28 @@ impl Node {
         Self::new(workdir, Processes::default(), alarm, limits, |events| Launcher::new(context, events))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_assignment_that_changes_nothing_wakes_nobody() {
+        let (node, handle) = Node::for_tests();
+        tokio::spawn(node.run());
+        let attachment = handle.attach();
+        let assign = || {
+            let (epoch, heartbeat) = (Epoch(1), Duration::from_secs(1));
+            let nothing = Assignment { epoch, processes: vec![], heartbeat, heard: 0, lease: Duration::ZERO };
+            handle.assign(attachment, nothing)
+        };
+        let mut snapshots = handle.snapshots();
+        // What an assignment changed has been published when the next one is answered.
+        assign().await.unwrap();
+        assign().await.unwrap();
+        assert_eq!(snapshots.borrow_and_update().epoch, Epoch(1));
+        assign().await.unwrap();
+        assign().await.unwrap();
+        assert!(!snapshots.has_changed().unwrap());
+    }
+}
