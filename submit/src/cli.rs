@@ -198,10 +198,11 @@ pub enum Command {
         ids: Vec<String>,
     },
     /// The masters of the cluster: who leads, who follows, how far each is
-    #[command(after_help = MASTERS_HELP, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
+    #[command(after_help = MASTERS_HELP, disable_help_subcommand = true)]
     Masters {
-        #[arg(short, long, value_name = "FORMAT", default_value = "table")]
-        output: ListFormat,
+        /// [default: table]
+        #[arg(short, long, value_name = "FORMAT")]
+        output: Option<ListFormat>,
         #[command(subcommand)]
         action: Option<MastersCommand>,
     },
@@ -272,6 +273,11 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Erro
             );
             return Err(command.clone().error(clap::error::ErrorKind::ArgumentConflict, message));
         }
+    }
+    // Not said to clap as a conflict: that would include the options that every command takes.
+    if let Some(Command::Masters { output: Some(_), action: Some(_) }) = &cli.command {
+        let message = "--output is for the list of the masters; a change of them has no format";
+        return Err(command.clone().error(clap::error::ErrorKind::ArgumentConflict, message));
     }
     if let Some(id) = cli.submission.kill.take() {
         cli.command = Some(Command::Kill { ids: vec![id] });
@@ -411,7 +417,9 @@ mod tests {
             matches!(action("submit masters remove ab --yes"), Some(MastersCommand::Remove { id, yes: true }) if id == "ab")
         );
         assert!(matches!(action("submit masters transfer"), Some(MastersCommand::Transfer { id: None })));
-        assert!(cli("submit masters -o json snapshot").is_err());
+        assert!(matches!(action("submit masters --master m -q snapshot"), Some(MastersCommand::Snapshot)));
+        assert!(matches!(action("submit --master m masters add a"), Some(MastersCommand::Add { .. })));
+        assert!(cli("submit masters -o json snapshot").unwrap_err().contains("--output is for the list"));
         assert!(cli("submit masters add").is_err());
     }
 

@@ -162,6 +162,11 @@ pub fn is_worth_repeating(status: &tonic::Status) -> bool {
     is_break(status) || (is_connection_loss(status) && status.code() != Code::Internal)
 }
 
+/// Whether the request may have been carried out all the same: only its answer was lost.
+pub fn may_have_been_done(status: &tonic::Status) -> bool {
+    is_worth_repeating(status) && not_leader(status).is_none()
+}
+
 /// What broke the connection; `None` for a status that the server sent.
 fn deepest_cause(status: &tonic::Status) -> Option<String> {
     let mut error = std::error::Error::source(status)?;
@@ -187,6 +192,25 @@ mod tests {
             let failure = Failure::from_status(&status, "submit x.sql");
             assert_eq!(failure.exit, exit, "{status:?}");
             assert!(failure.message.starts_with("cannot submit x.sql: "), "{}", failure.message);
+        }
+    }
+
+    #[test]
+    fn what_may_pass_is_repeated_and_what_will_not_is_not() {
+        use firesteel_proto::masters::not_leader_status;
+        let broken = tonic::Status::from_error(Box::new(std::io::Error::other("connection reset")));
+        let details = firesteel_proto::v1::NotLeader { term: 3, ..Default::default() };
+        let moved = not_leader_status("ask another", &details);
+        for (status, breaks, repeat, done) in [
+            (broken, true, true, true),
+            (moved, true, true, false),
+            (tonic::Status::unavailable("this master is stopping"), false, true, true),
+            (tonic::Status::internal("no space left on device"), false, false, false),
+            (tonic::Status::failed_precondition("too late"), false, false, false),
+            (tonic::Status::already_exists("key"), false, false, false),
+        ] {
+            let found = (is_break(&status), is_worth_repeating(&status), may_have_been_done(&status));
+            assert_eq!(found, (breaks, repeat, done), "{status:?}");
         }
     }
 

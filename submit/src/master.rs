@@ -94,7 +94,7 @@ impl Cluster {
                 told = true;
                 let reason = one_line(&error.reason());
                 // Nothing is owed to a standard error that is closed.
-                drop(writeln!(std::io::stderr(), "no master leads ({reason}); waiting …"));
+                drop(writeln!(std::io::stderr(), "waiting for a master that leads: {reason}"));
             }
             tokio::time::sleep(pause).await;
         }

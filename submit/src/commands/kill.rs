@@ -2,7 +2,7 @@
 
 use super::current;
 use crate::display::one_line;
-use crate::exit::{Exit, Failure};
+use crate::exit::{Exit, Failure, may_have_been_done};
 use crate::master::{Cluster, RequestError, client};
 use crate::output::print;
 use firesteel_proto::v1::KillApplicationRequest;
@@ -26,18 +26,19 @@ pub async fn run(cluster: &Cluster, ids: &[String]) -> Result<Exit, Failure> {
 
 /// The full id of what was killed.
 async fn kill(cluster: &Cluster, id: &str, user: &str) -> Result<String, Failure> {
-    let mut attempts = 0;
+    let mut unsure = false;
     let asked = cluster
         .request(async |leader| {
-            attempts += 1;
             let request = KillApplicationRequest { application_id: id.to_owned(), user: user.to_owned() };
-            client(&leader).kill_application(request).await
+            let answer = client(&leader).kill_application(request).await;
+            unsure |= answer.as_ref().is_err_and(may_have_been_done);
+            answer
         })
         .await;
     match asked {
         Ok(answer) => Ok(answer.into_inner().application_id),
         // The answer to an earlier attempt was lost, not the kill.
-        Err(RequestError::Status(status)) if attempts > 1 && is_killed(&status) => {
+        Err(RequestError::Status(status)) if unsure && is_killed(&status) => {
             Ok(current(cluster, id).await.map_or_else(|_| id.to_owned(), |status| status.application_id))
         }
         Err(error) => {

@@ -10,6 +10,7 @@ use crate::progress::is_final;
 use firesteel_proto::v1::{ApplicationStatus, DeployMode, LogStream};
 use std::io::Write;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 #[derive(Debug, Clone, Copy)]
@@ -28,31 +29,79 @@ pub struct Wanted {
     pub quiet: bool,
 }
 
-/// Standard output goes to standard output and standard error to standard error, as if the process ran here.
-pub async fn run(cluster: &Cluster, id: &str, wanted: Wanted) -> Result<Exit, Failure> {
+/// How long the log of a driver that has a successor may take to end: the worker that has it may be gone for good.
+const GRACE: Duration = Duration::from_secs(2);
+
+pub async fn run(cluster: &Cluster, id: &str, mut wanted: Wanted) -> Result<Exit, Failure> {
     let status = current(cluster, id).await?;
     let id = status.application_id.clone();
-    let process = match wanted.executor {
+    let supervised = status.spec.as_ref().is_some_and(|spec| spec.supervise);
+    let mut process = match wanted.executor {
         Some(number) => executor(&status, number)?,
         None => driver(cluster, status, wanted.follow).await?,
     };
+    if !(supervised && wanted.follow && wanted.executor.is_none()) {
+        copy(cluster, &id, &process, wanted).await?;
+        return Ok(Exit::Success);
+    }
+    loop {
+        let next = tokio::select! {
+            copied = copy(cluster, &id, &process, wanted) => {
+                copied?;
+                successor(cluster, &id, &process).await?
+            }
+            Ok(Some(next)) = async {
+                let next = successor(cluster, &id, &process).await;
+                tokio::time::sleep(GRACE).await;
+                next
+            } => Some(next),
+        };
+        let Some(next) = next else { return Ok(Exit::Success) };
+        if !wanted.quiet {
+            let note = format!("{} died; started again as {}", one_line(&process), one_line(&next));
+            drop(writeln!(std::io::stderr(), "{note}"));
+        }
+        // All of what a later driver writes comes after the last lines of the first.
+        wanted.tail = None;
+        process = next;
+    }
+}
+
+/// The driver that takes the place of `process`; `None` when the application ends without another one.
+async fn successor(cluster: &Cluster, id: &str, process: &str) -> Result<Option<String>, Failure> {
+    let (sender, mut sights) = mpsc::channel(4);
+    tokio::spawn(watch(cluster.clone(), id.to_owned(), sender));
+    while let Some(sight) = sights.recv().await {
+        match sight {
+            Sight::Status(status) if !status.driver.is_empty() && status.driver != process => {
+                return Ok(Some(status.driver));
+            }
+            Sight::Refused(failure) => return Err(failure),
+            Sight::Status(_) | Sight::Lost(_) | Sight::Back => {}
+        }
+    }
+    Ok(None)
+}
+
+/// Standard output goes to standard output and standard error to standard error, as if the process ran here.
+async fn copy(cluster: &Cluster, id: &str, process: &str, wanted: Wanted) -> Result<(), Failure> {
     let stdout = async {
         if wanted.streams.stdout {
-            let log = Log::new(&id, &process, LogStream::Stdout);
+            let log = Log::new(id, process, LogStream::Stdout);
             one(log, cluster, Output::new(Stream::Stdout, None), wanted, !wanted.quiet).await?;
         }
         Ok(())
     };
     let stderr = async {
         if wanted.streams.stderr {
-            let log = Log::new(&id, &process, LogStream::Stderr);
+            let log = Log::new(id, process, LogStream::Stderr);
             // One of the two tells about a lost connection.
             let tell = !wanted.quiet && !wanted.streams.stdout;
             one(log, cluster, Output::new(Stream::Stderr, None), wanted, tell).await?;
         }
         Ok(())
     };
-    tokio::try_join!(stdout, stderr).map(|_| Exit::Success).map_err(|failure: Failure| failure)
+    tokio::try_join!(stdout, stderr).map(|_| ())
 }
 
 async fn one(

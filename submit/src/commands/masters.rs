@@ -3,7 +3,7 @@
 use super::{json, table};
 use crate::cli::{ListFormat, MastersCommand};
 use crate::display::{count, duration, one_line};
-use crate::exit::{Exit, Failure};
+use crate::exit::{Exit, Failure, may_have_been_done};
 use crate::master::{Cluster, RequestError};
 use crate::output::print;
 use firesteel_proto::masters::Leader;
@@ -70,41 +70,46 @@ async fn remove(cluster: &Cluster, id: &str, yes: bool) -> Result<String, Failur
             confirm(&mut io::stdin().lock(), &mut io::stderr(), &question)
         });
         if !matches!(asked.await, Ok(Ok(true))) {
-            return Err(Failure::new(Exit::Interrupted, "nothing was removed"));
+            return Err(Failure::new(Exit::ApplicationFailed, "nothing was removed"));
         }
         // What was shown is what goes, whoever has joined since.
         id = member.id.clone();
     }
     let request = RemoveMemberRequest { id: id.clone() };
-    let mut attempts = 0;
+    let mut unsure = false;
     let removed = cluster
         .request(async |leader| {
-            attempts += 1;
-            client(&leader).remove_member(request.clone()).await
+            let answer = client(&leader).remove_member(request.clone()).await;
+            unsure |= answer.as_ref().is_err_and(may_have_been_done);
+            answer
         })
         .await;
     match removed {
         Ok(answer) => Ok(answer.into_inner().id),
-        // The answer to an earlier attempt was lost, not the removal: a leader that removes itself goes away with it.
-        Err(RequestError::Status(status)) if attempts > 1 && status.code() == Code::NotFound => Ok(id),
+        // The answer to an earlier attempt was lost, not the removal.
+        Err(RequestError::Status(status)) if unsure && status.code() == Code::NotFound => Ok(id),
         Err(error) => Err(failure(error, &format!("remove {id}"))),
     }
 }
 
 /// The id of the new leader.
 async fn transfer(cluster: &Cluster, id: &str) -> Result<String, Failure> {
-    let mut first: Option<String> = None;
+    // Who has been asked and may have done it.
+    let mut unsure: Option<String> = None;
     let transferred = cluster
         .request(async |leader| {
-            let asked = first.get_or_insert_with(|| leader.address.clone());
-            if *asked != leader.address && id.is_empty() {
+            if id.is_empty() && unsure.as_ref().is_some_and(|asked| *asked != leader.address) {
                 // The answer was lost, not the transfer. Saying it again would pass the lead on once more.
                 let members = client(&leader).list_members(ListMembersRequest {}).await?.into_inner().members;
                 let leading = members.into_iter().find(|member| member.role() == MemberRole::Leader);
                 return Ok(leading.map_or_else(|| leader.address.clone(), |member| member.id));
             }
             let request = TransferLeadershipRequest { id: id.to_owned() };
-            Ok(client(&leader).transfer_leadership(request).await?.into_inner().leader_id)
+            let answer = client(&leader).transfer_leadership(request).await;
+            if answer.as_ref().is_err_and(may_have_been_done) {
+                unsure = Some(leader.address);
+            }
+            Ok(answer?.into_inner().leader_id)
         })
         .await;
     transferred.map_err(|error| failure(error, "transfer the lead"))
@@ -131,7 +136,8 @@ fn failure(error: RequestError, doing: &str) -> Failure {
 }
 
 fn find<'a>(members: &'a [Member], id: &str) -> Result<&'a Member, Failure> {
-    let mut matching = members.iter().filter(|member| !id.is_empty() && member.id.starts_with(id));
+    let start = id.to_ascii_lowercase();
+    let mut matching = members.iter().filter(|member| !start.is_empty() && member.id.starts_with(&start));
     match (matching.next(), matching.next()) {
         (Some(member), None) => Ok(member),
         (None, _) => {
@@ -326,7 +332,7 @@ mod tests {
     #[test]
     fn an_abbreviation_must_name_one() {
         let members = three().members;
-        assert_eq!(find(&members, "b1").unwrap().role(), MemberRole::Follower);
+        assert_eq!(find(&members, "B1").unwrap().role(), MemberRole::Follower);
         assert!(find(&members, "d").unwrap_err().message.contains("no master has the id"));
         assert!(find(&members, "").is_err());
         let mut twins = members.clone();

@@ -26,7 +26,9 @@ pub async fn run(command: Command, url: MasterUrl, quiet: bool) -> Result<Exit, 
             logs::run(&cluster, &id, logs::Wanted { follow, tail, executor, streams, quiet }).await
         }
         Command::Kill { ids } => kill::run(&cluster, &ids).await,
-        Command::Masters { output, action: None } => masters::list(&cluster, output).await,
+        Command::Masters { output, action: None } => {
+            masters::list(&cluster, output.unwrap_or_default()).await
+        }
         Command::Masters { action: Some(action), .. } => masters::change(&cluster, action).await,
     }
 }

@@ -193,11 +193,11 @@ async fn a_time_limit_kills_the_application() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_time_limit_holds_while_the_master_is_away() {
     let (mut fake, directory) = (Fake::start().await, Directory::new());
-    let mut program = start(&fake, &directory, &["--timeout", "2s"]).await;
+    let mut program = start(&fake, &directory, &["--timeout", "5s"]).await;
     program.hear("submitted").await;
     fake.die().await;
     program.hear("lost the master").await;
-    program.done().await.assert(124, &["did not end within 2.0 s; cannot kill", "hint: submit kill"]);
+    program.done().await.assert(124, &["did not end within 5.0 s; cannot kill", "hint: submit kill"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -72,11 +72,11 @@ async fn an_election_is_waited_for() {
     a.follow(None);
     b.follow(None);
     let mut program = Program::spawn(command(&[&"list", &"--master", &url(&a, &b)]));
-    program.hear("no master leads").await;
+    program.hear("waiting for a master that leads").await;
     b.lead(5);
     let done = program.done().await;
     done.assert(0, &["an election is under way"]);
-    once(&done, "waiting …");
+    once(&done, "waiting for");
     assert!(done.text().contains(ID));
 }
 
@@ -214,6 +214,14 @@ async fn a_kill_whose_answer_was_lost_has_succeeded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_kill_that_came_to_the_wrong_master_is_no_excuse_for_a_late_one() {
+    let (a, b) = (Fake::start().await, Fake::start().await);
+    b.end(ApplicationState::Killed, "killed by bob");
+    a.lose_the_lead_to(&b);
+    submit(&[&"kill", &ID, &"--master", &a.url()]).await.assert(1, &["already ended (KILLED)"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_waiting_submit_goes_on_with_the_next_leader() {
     let (next, mut leader) = two().await;
     let directory = Directory::new();
@@ -267,6 +275,28 @@ async fn a_supervised_drivers_result_is_copied_when_the_application_has_ended() 
     done.assert(0, &["finished in"]);
     assert_eq!(done.text(), "the result\n");
     assert_eq!(fake.state.seen.borrow().logs, ["driver-1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn following_goes_on_with_the_driver_that_was_started_again() {
+    let fake = Fake::start().await;
+    fake.run_driver();
+    fake.update(|status| {
+        let deploy_mode = DeployMode::Cluster.into();
+        status.spec = Some(ApplicationSpec { deploy_mode, supervise: true, ..Default::default() });
+    });
+    fake.print("line\n");
+    let mut program = Program::spawn(command(&[&"logs", &ID, &"-f", &"--stdout", &"--master", &fake.url()]));
+    fake.log_readers(1).await;
+    // The first one's log never ends, as its machine is gone.
+    fake.update(|status| status.driver = "driver-1".into());
+    program.hear("driver-0 died; started again as driver-1").await;
+    fake.log_readers(2).await;
+    fake.end(ApplicationState::Finished, "");
+    let done = program.done().await;
+    done.assert(0, &[]);
+    assert_eq!(done.text(), "line\nline\n");
+    assert_eq!(fake.state.seen.borrow().logs, ["driver-0", "driver-1"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -94,6 +94,7 @@ impl Fake {
     pub async fn listen(&mut self) {
         let listener = TcpListener::bind(self.address).await.unwrap();
         self.address = listener.local_addr().unwrap();
+        self.state.swallow_answers.store(false, Ordering::Relaxed);
         self.state.dead.store(false, Ordering::Relaxed);
         let server = firesteel_proto::channel::server()
             .add_service(ClientServer::from_arc(self.state.clone()))
@@ -109,7 +110,6 @@ impl Fake {
             server.abort();
             drop(server.await);
         }
-        self.state.swallow_answers.store(false, Ordering::Relaxed);
         // tonic serves each connection in a task of its own, which goes on: what it serves must end.
         self.state.dead.store(true, Ordering::Relaxed);
         self.state.deaths.send_modify(|deaths| *deaths += 1);
@@ -215,7 +215,8 @@ impl State {
     /// The answer, unless this master dies over it.
     async fn answer<T>(&self, answer: T) -> Answer<T> {
         if self.swallow_answers.load(Ordering::Relaxed) {
-            self.deaths.subscribe().changed().await.unwrap();
+            // It may be dead already: the flag is set before the death is counted.
+            self.deaths.subscribe().wait_for(|_| self.dead.load(Ordering::Relaxed)).await.unwrap();
             return Err(dying());
         }
         Ok(Response::new(answer))

@@ -65,7 +65,7 @@ async fn the_masters_refusals_come_with_their_hints() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_leader_that_removes_itself_need_not_say_so() {
+async fn a_removal_whose_answer_was_lost_has_succeeded() {
     let (mut leader, next) = (Fake::start().await, Fake::start().await);
     next.follow(Some(&leader));
     leader.swallow_answers();
@@ -103,5 +103,52 @@ async fn the_help_tells_what_no_command_does() {
     done.assert(0, &[]);
     for words in ["--join HOST:7078", "--force-new-cluster", "transfer", "snapshot"] {
         assert!(done.text().contains(words), "{words}\n{}", done.text());
+    }
+}
+
+/// A terminal of the test's own: its keyboard and screen, and the end that programs are connected to.
+fn terminal() -> (std::fs::File, std::fs::File) {
+    use rustix::ioctl::{Getter, Setter, ioctl, opcode};
+    let open = |path: &str| std::fs::File::options().read(true).write(true).open(path);
+    let controller = open("/dev/ptmx").unwrap();
+    // SAFETY: TIOCSPTLCK takes a pointer to an int, and TIOCGPTN writes an unsigned int.
+    let number = unsafe {
+        ioctl(&controller, Setter::<{ opcode::write::<i32>(b'T', 0x31) }, i32>::new(0)).unwrap();
+        ioctl(&controller, Getter::<{ opcode::read::<u32>(b'T', 0x30) }, u32>::new()).unwrap()
+    };
+    let terminal = open(&format!("/dev/pts/{number}")).unwrap();
+    (controller, terminal)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_terminal_a_removal_is_asked_about() {
+    use std::io::{Read, Write};
+    for (answer, code, told, changes) in [
+        ("y\n", 0, format!("{} removed\n", MEMBERS[2]), vec![format!("remove {}", MEMBERS[2])]),
+        ("\n", 1, String::new(), vec![]),
+    ] {
+        let fake = Fake::start().await;
+        let (mut controller, terminal) = terminal();
+        let mut command = command(&[&"masters", &"remove", &"c1", &"--master", &fake.url()]);
+        command.stdin(terminal.try_clone().unwrap()).stderr(terminal);
+        let child = command.spawn().unwrap();
+        // The command still holds its end of the terminal.
+        drop(command);
+        let asked = tokio::task::spawn_blocking(move || {
+            let (mut screen, mut piece) = (String::new(), [0; 256]);
+            while !screen.contains("[y/N]") {
+                let n = controller.read(&mut piece).unwrap();
+                screen.push_str(&String::from_utf8_lossy(&piece[..n]));
+            }
+            controller.write_all(answer.as_bytes()).unwrap();
+            (screen, controller)
+        });
+        let (screen, _controller) =
+            tokio::time::timeout(crate::program::DEADLINE, asked).await.unwrap().unwrap();
+        assert!(screen.contains(&format!("remove {} (h2:7077, learner)?", MEMBERS[2])), "{screen}");
+        let done = tokio::time::timeout(crate::program::DEADLINE, child.wait_with_output()).await;
+        let done = done.unwrap().unwrap();
+        assert_eq!((done.status.code(), std::str::from_utf8(&done.stdout).unwrap()), (Some(code), &*told));
+        assert_eq!(fake.state.seen.borrow().changes, changes);
     }
 }
