@@ -289,7 +289,10 @@ pub fn propose_status(error: &ProposeError) -> Status {
     match error {
         ProposeError::TooLarge { .. } => Status::invalid_argument(error.to_string()),
         ProposeError::NotEncodable(_) => Status::internal(error.to_string()),
-        ProposeError::Busy => Status::resource_exhausted(error.to_string()),
+        ProposeError::TransferFailed | ProposeError::SnapshotFailed(_) | ProposeError::InvalidChange(_) => {
+            Status::failed_precondition(error.to_string())
+        }
+        // Also when too much is under way: whoever waits a little gets through.
         _ => Status::unavailable(error.to_string()),
     }
 }
