@@ -587,7 +587,10 @@ mod tests {
         let mut p = Processes::default();
         let (a, b) = (executor(1), executor(2));
         p.assign(bound(&[a.clone(), b.clone()]), false, 0).unwrap();
-        assert_eq!(words(p.assign(bound(&[b.clone()]), false, 1).unwrap()), ["forget executor-1"]);
+        assert_eq!(
+            words(p.assign(bound(std::slice::from_ref(&b)), false, 1).unwrap()),
+            ["forget executor-1"]
+        );
         assert_eq!(p.forgotten().next().unwrap().state, ExecutorState::Killed);
         assert_eq!(words(p.assign(bound(&[a, b]), true, 2).unwrap()), ["launch executor-2"], "never again");
         p.assign(bound(&[executor(3)]), false, 3).unwrap();

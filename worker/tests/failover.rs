@@ -73,6 +73,23 @@ async fn the_leader_is_found_through_one_that_follows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_gives_up_only_if_every_address_is_wrong() {
+    let bench = Bench::new();
+    let mut worker = bench.start("firesteel://no-such-host.invalid:7077,nor-this.invalid:7077");
+    let (status, log) = worker.wait();
+    assert_eq!(status.code(), Some(3), "{log}");
+    assert!(log.contains("unknown host") && log.contains("hint: check the host name"), "{log}");
+
+    let mut late = Master::start().await;
+    late.stop();
+    let worker = bench.start(&format!("firesteel://no-such-host.invalid:7077,{}", late.address()));
+    worker.logs("unknown host; cannot reach");
+    worker.logs("connection refused; retrying");
+    late.listen().await;
+    worker.ready();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_hint_with_a_refusal_is_followed() {
     let (leader, mut deposed) = (Master::start().await, Master::start().await);
     // It says that it leads, and knows better only when it is asked to do something.
