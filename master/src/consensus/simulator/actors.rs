@@ -273,7 +273,9 @@ impl World {
             applied: published.applied,
             processes: launches.into_iter().map(|launch| launch.process).collect(),
         };
-        let delay = self.network.delay_ms(&mut self.random);
+        // They may overtake each other: an old leader's may come after its successor's.
+        let late = !self.calm && self.random.chance(15);
+        let delay = if late { self.random.between(100, 4_000) } else { self.random.between(1, 20) };
         self.later(delay, Event::Orders(Box::new(orders)));
         self.report(number, master, at_ms)
     }
