@@ -91,6 +91,9 @@ impl<K: Kv> KvLog<K> {
         };
 
         let identity = decode_identity(&path, &identity)?;
+        // An earlier life may have ended between writing and syncing. What is read now is acted upon and answered for
+        // without being written again, so it must be durable first.
+        kv.sync()?;
         let need = |name: &'static [u8]| {
             read_meta(&kv, name)?.ok_or_else(|| {
                 StoreError::corrupt(&path, format!("no {} record", String::from_utf8_lossy(name)))
