@@ -112,6 +112,10 @@ impl<K: Kv> KvLog<K> {
                 return Err(StoreError::corrupt(&path, what));
             }
             last_index = entry.index;
+            if terms.last().is_some_and(|(_, term)| *term > entry.term) {
+                let what = format!("entry {} has an older term than the one before", entry.index);
+                return Err(StoreError::corrupt(&path, what));
+            }
             push_term(&mut terms, entry.index, entry.term);
             Ok(true)
         })?;

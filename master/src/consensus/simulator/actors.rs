@@ -326,6 +326,15 @@ impl World {
             return Ok(());
         }
         worker.seen = orders.applied;
+        for process in worker.running.difference(&orders.processes) {
+            // A leader that has everything that was committed knows of every grant, and what has ended does not come back.
+            if self.newest.1.0.process(process).is_some_and(|known| known.is_live()) {
+                return Err(format!(
+                    "{} stops {process} on orders of epoch {}, but it shall run",
+                    worker.id, orders.epoch
+                ));
+            }
+        }
         worker.running.retain(|process| orders.processes.contains(process));
         let mut short_lived = Vec::new();
         for process in &orders.processes {
