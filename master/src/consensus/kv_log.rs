@@ -91,6 +91,9 @@ impl<K: Kv> KvLog<K> {
         };
 
         let identity = decode_identity(&path, &identity)?;
+        // An earlier life may have ended between writing and syncing. What is read now is acted upon and answered for
+        // without being written again, so it must be durable first.
+        kv.sync()?;
         let need = |name: &'static [u8]| {
             read_meta(&kv, name)?.ok_or_else(|| {
                 StoreError::corrupt(&path, format!("no {} record", String::from_utf8_lossy(name)))
@@ -109,6 +112,10 @@ impl<K: Kv> KvLog<K> {
                 return Err(StoreError::corrupt(&path, what));
             }
             last_index = entry.index;
+            if terms.last().is_some_and(|(_, term)| *term > entry.term) {
+                let what = format!("entry {} has an older term than the one before", entry.index);
+                return Err(StoreError::corrupt(&path, what));
+            }
             push_term(&mut terms, entry.index, entry.term);
             Ok(true)
         })?;

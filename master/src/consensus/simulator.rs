@@ -8,7 +8,7 @@
 //! - what one member has applied at an index no other member ever applies differently, restarts included;
 //! - members that have applied the same have the same state, and its invariants hold;
 //! - a submission that was acknowledged is never missing: not at the end, and not for a reader after it;
-//! - no submission becomes two applications, and no process is launched twice;
+//! - no submission becomes two applications, no process is launched twice, and no worker stops one that shall run;
 //! - when the mishaps end, everything comes to rest: members equal, requests answered, workers running what they shall.
 
 mod actors;
@@ -37,6 +37,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -237,6 +238,8 @@ struct World {
     record: Record,
     /// What clients were promised, oldest first.
     acknowledged: Vec<ApplicationId>,
+    /// The newest state that any member has shown, and how far it goes.
+    newest: (u64, Arc<Observed>),
     /// Members that have something to do now.
     woken: BTreeSet<u64>,
     /// A change of members is under way.
@@ -274,6 +277,7 @@ impl World {
             workers: Vec::new(),
             record: Record::new(),
             acknowledged: Vec::new(),
+            newest: (0, Arc::default()),
             woken: BTreeSet::new(),
             changing: false,
             calm: false,
@@ -562,6 +566,9 @@ impl World {
         let Some(running) = &member.running else { return Ok(()) };
         let (applied, term, leads) = {
             let published = running.views.published.borrow();
+            if published.applied > self.newest.0 {
+                self.newest = (published.applied, published.state.clone());
+            }
             (published.applied, published.epoch.0, published.leader_id == Some(id))
         };
         let log = running.node.log();
@@ -728,7 +735,7 @@ impl World {
 
     /// At rest: every member must be the same, down to its disk.
     fn compare_all(&mut self) -> Result<(), String> {
-        let mut first: Option<(u64, std::sync::Arc<Observed>)> = None;
+        let mut first: Option<(u64, Arc<Observed>)> = None;
         let mut logs = Vec::new();
         for member in self.members.values().filter(|m| !m.gone) {
             let Some(running) = &member.running else { continue };

@@ -273,7 +273,9 @@ impl World {
             applied: published.applied,
             processes: launches.into_iter().map(|launch| launch.process).collect(),
         };
-        let delay = self.network.delay_ms(&mut self.random);
+        // They may overtake each other: an old leader's may come after its successor's.
+        let late = !self.calm && self.random.chance(15);
+        let delay = if late { self.random.between(100, 4_000) } else { self.random.between(1, 20) };
         self.later(delay, Event::Orders(Box::new(orders)));
         self.report(number, master, at_ms)
     }
@@ -324,6 +326,15 @@ impl World {
             return Ok(());
         }
         worker.seen = orders.applied;
+        for process in worker.running.difference(&orders.processes) {
+            // A leader that has everything that was committed knows of every grant, and what has ended does not come back.
+            if self.newest.1.0.process(process).is_some_and(|known| known.is_live()) {
+                return Err(format!(
+                    "{} stops {process} on orders of epoch {}, but it shall run",
+                    worker.id, orders.epoch
+                ));
+            }
+        }
         worker.running.retain(|process| orders.processes.contains(process));
         let mut short_lived = Vec::new();
         for process in &orders.processes {
