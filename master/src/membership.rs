@@ -19,6 +19,8 @@ pub const ALIVE_WITHIN: Duration = Duration::from_secs(3);
 /// A learner this near to the leader can vote without holding the group up.
 const CAUGHT_UP_ENTRIES: u64 = 200;
 const CHANGE_PATIENCE: Duration = Duration::from_secs(10);
+/// What another master may take to answer.
+const ASK_PATIENCE: Duration = Duration::from_secs(3);
 const MAX_TEXT_BYTES: usize = 512;
 
 /// Makes a master a member, as a learner that is promoted once it has caught up.
@@ -158,6 +160,22 @@ fn may_remove(view: &MembersView, id: u64, now: Instant) -> Result<(), String> {
     }
 }
 
+/// The members after another round of heartbeats: one that has died a moment ago still looks alive in an older view.
+async fn fresh_view(cluster: &Cluster, leaving: u64) -> Arc<MembersView> {
+    let asked = Instant::now();
+    let mut members = cluster.members();
+    let all_heard = |view: &Arc<MembersView>| {
+        let needed = view.voters.iter().filter(|id| **id != leaving && **id != view.member_id);
+        needed
+            .map(|id| view.peers.get(id))
+            .all(|p| p.and_then(|p| p.last_contact).is_some_and(|at| at > asked))
+    };
+    // Those that are dead are not heard: then the wait ends with its time.
+    let _ = tokio::time::timeout(ALIVE_WITHIN, members.wait_for(all_heard)).await;
+    // Whoever has not been heard since the question is no longer ALIVE_WITHIN by now.
+    cluster.members().borrow().clone()
+}
+
 /// A learner that shall vote and has caught up: the next to be promoted.
 pub fn to_promote(state: &ClusterState, view: &MembersView, now: Instant) -> Option<u64> {
     let alive = alive(view, now);
@@ -224,7 +242,7 @@ pub async fn add_voter(cluster: &Cluster, text: &str) -> Result<u64, Status> {
 pub async fn remove(cluster: &Cluster, text: &str) -> Result<u64, Status> {
     cluster.must_lead()?;
     let id = find(cluster, text)?;
-    let view = cluster.members().borrow().clone();
+    let view = fresh_view(cluster, id).await;
     may_remove(&view, id, Instant::now()).map_err(|why| {
         status(
             Code::FailedPrecondition,
@@ -313,6 +331,29 @@ pub fn list(cluster: &Cluster) -> v1::ListMembersResponse {
     }
 }
 
+/// Any other master will do: it passes the request on. The leader may not know where to reach this master, so that this one
+/// hears of no leader.
+async fn ask_any(cluster: &Cluster, request: v1::JoinRequest) -> Result<(), Status> {
+    let mut last = Status::unavailable("no other master is known");
+    for (id, addresses) in cluster.addresses().all() {
+        if id == cluster.member_id() {
+            continue;
+        }
+        let asking = async {
+            let channel = channel::connect_peer(&addresses.raft)
+                .await
+                .map_err(|e| Status::unavailable(e.to_string()))?;
+            PeersClient::new(channel).join(request.clone()).await
+        };
+        match tokio::time::timeout(ASK_PATIENCE, asking).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(status)) => last = status,
+            Err(_) => last = Status::deadline_exceeded("no answer"),
+        }
+    }
+    Err(last)
+}
+
 /// What a leader does for the group: lets learners that have caught up vote, and raises the feature level once every member
 /// knows the higher one. `forced`: this master has just been made the only one; the others' records go.
 pub async fn lead(cluster: Cluster, mut forced: bool) {
@@ -385,7 +426,7 @@ pub async fn announce(cluster: Cluster, non_voter: bool) {
                 version: version.to_owned(),
                 feature_level: FEATURE_LEVEL,
             };
-            pass_on(&cluster, request, false).await.map(drop)
+            ask_any(&cluster, request).await
         };
         if let Err(status) = said {
             tracing::debug!(reason = status.message(), "cannot tell the leader this master's addresses yet");

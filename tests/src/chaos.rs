@@ -227,7 +227,7 @@ fn launches(cluster: &Cluster) -> BTreeMap<String, usize> {
     let mut launches = BTreeMap::new();
     for worker in &cluster.workers {
         let log = std::fs::read_to_string(&worker.log).expect("a worker's log");
-        for line in log.lines().filter(|line| line.contains(": started process=")) {
+        for line in log.lines().filter(|line| line.contains(" started process=")) {
             let process = line.split("process=").nth(1).and_then(|rest| rest.split_whitespace().next());
             *launches.entry(process.expect("a process").to_owned()).or_default() += 1;
         }

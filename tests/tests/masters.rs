@@ -31,7 +31,7 @@ fn under_load(mut cluster: Cluster, faults: &[Fault]) {
                 Err(format!("{:?}", submitters.refused()))
             }
         });
-        audit.look(&cluster).expect("a list");
+        wait_for("a list", LIMIT, || audit.look(&cluster));
     }
     submitters.stop();
     assert_eq!(submitters.refused(), Vec::<String>::new(), "{}", cluster.logs());

@@ -7,6 +7,7 @@ use firesteel_proto::v1::client_client::ClientClient;
 use firesteel_tests::chaos::{self, Audit, Fault, Submitters};
 use firesteel_tests::cluster::Cluster;
 use firesteel_tests::netns::Lab;
+use firesteel_tests::procs::wait_for;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -183,7 +184,7 @@ pub fn chaos(rounds: usize) {
     let begin = Instant::now();
     for round in 0..rounds {
         chaos::round(&mut cluster, faults[round % faults.len()]);
-        audit.look(&cluster).expect("a list");
+        wait_for("a list", Duration::from_secs(60), || audit.look(&cluster));
         if (round + 1) % 20 == 0 {
             println!(
                 "  {} rounds, {} acknowledged, {:.0} s",
