@@ -199,10 +199,14 @@ fn a_lost_majority_takes_no_work_and_goes_on_when_it_is_back() {
 }
 
 fn get(url: &str) -> String {
+    get_path(url, "/")
+}
+
+fn get_path(url: &str, path: &str) -> String {
     use std::io::{Read, Write};
     let address = url.trim_start_matches("http://").trim_end_matches('/');
     let Ok(mut stream) = std::net::TcpStream::connect(address) else { return String::new() };
-    let _ = write!(stream, "GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    let _ = write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     let mut answer = String::new();
     let _ = stream.read_to_string(&mut answer);
     answer
@@ -320,6 +324,53 @@ fn all_masters_restarted_under_load_and_one_after_the_other() {
     });
     submitters.stop();
     Audit::default().conclude(&cluster, &submitters.acknowledged());
+}
+
+/// The voters' log no longer has what the member lacks: only a snapshot can bring it up.
+#[test]
+fn a_follower_that_was_away_for_long_catches_up_by_a_snapshot() {
+    let mut cluster = Cluster::start_replicated(3, 0, 1);
+    let away = (0..3).find(|n| *n != cluster.leader()).unwrap();
+    cluster.masters[away].kill();
+    let before = cluster.members().unwrap().committed;
+    // More than the margin of entries that a snapshot leaves in the log.
+    let submitted = cluster.with_leader(|leader| async move {
+        for batch in 0..50 {
+            let requests = (0..32).map(|n| {
+                let mut client = ClientClient::new(leader.channel.clone());
+                async move {
+                    let name = format!("many-{batch}-{n}");
+                    let request =
+                        v1::SubmitApplicationRequest { spec: Some(spec(&name)), key: name, ticket: u64::MAX };
+                    client.submit_application(request).await
+                }
+            });
+            let answers: Vec<_> = requests.map(tokio::spawn).collect();
+            for answer in answers {
+                answer.await.expect("no panic")?;
+            }
+        }
+        Ok(50 * 32)
+    });
+    assert_eq!(submitted, Ok(1600));
+    let run = cluster.run(["masters", "snapshot"]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let leader = cluster.leader();
+    let first = wait_for("the log to be shortened", LIMIT, || {
+        let first = metric(&cluster, leader, "firesteel_raft_first_index").ok_or("no metric")?;
+        if first > before { Ok(first) } else { Err(format!("the log begins at {first}, {before} were committed")) }
+    });
+    cluster.start_master_again(away, &[]);
+    cluster.wait_for_voters(3);
+    let theirs = metric(&cluster, away, "firesteel_raft_snapshot_index").expect("it has a snapshot");
+    assert!(theirs + 1 >= first, "its snapshot is of {theirs}, the leader's log begins at {first}");
+    chaos::hashes_agree(&cluster);
+}
+
+fn metric(cluster: &Cluster, master: usize, name: &str) -> Option<u64> {
+    let page = get_path(&cluster.masters[master].ready_text("ui"), "/metrics");
+    let line = page.lines().find(|line| line.starts_with(&format!("{name} ")))?;
+    line.split_whitespace().nth(1)?.parse().ok()
 }
 
 #[test]

@@ -32,6 +32,9 @@ struct Args {
     /// Memory per executor.
     #[arg(long, default_value = "3g")]
     executor_memory: String,
+    /// Where the driver of TPC-H runs: client or cluster.
+    #[arg(long, default_value = "cluster")]
+    deploy_mode: String,
     /// Rounds of TPC-H; cluster and single process take turns.
     #[arg(long, default_value_t = 3)]
     rounds: usize,

@@ -35,8 +35,8 @@ pub fn run(args: &Args) {
     }
     let cores = args.workers * args.cores as usize;
     println!(
-        "== tpch: scale {}, {} executors of {} cores beside one process of {cores} cores, {} rounds, medians in ms",
-        args.scale, args.workers, args.cores, args.rounds
+        "== tpch: scale {}, {} mode, {} executors of {} cores beside one process of {cores} cores, {} rounds, medians in ms",
+        args.scale, args.deploy_mode, args.workers, args.cores, args.rounds
     );
     let cluster = Cluster::start_with(args.workers, args.cores, "16g");
     let script = cluster.script("tpch.sql", &sql);
@@ -82,7 +82,7 @@ pub fn run(args: &Args) {
 }
 
 fn on_cluster(cluster: &Cluster, args: &Args, script: &Path) -> (Vec<f64>, String) {
-    let mut command = cluster.submit(["--deploy-mode", "cluster", "-q", "-o", "csv"]);
+    let mut command = cluster.submit(["--deploy-mode", &args.deploy_mode, "-q", "-o", "csv"]);
     command.args(["--num-executors", &args.workers.to_string()]);
     command.args(["--executor-cores", &args.cores.to_string(), "--executor-memory", &args.executor_memory]);
     for conf in &args.conf {
