@@ -51,6 +51,11 @@ pub async fn join(
         return Err(Status::invalid_argument("a member needs an id and addresses of the form HOST:PORT"));
     }
     let put = put_member(id, &addresses, &request.version, request.feature_level, request.non_voter);
+    if let Some(stale) = stale_record(cluster, id, &addresses.raft) {
+        // Left over from a member that is none any more: it does not hold the address.
+        let gone = Command::RemoveMember { id: stale, at_ms: now_ms() };
+        cluster.change(gone).await?.map_err(|why| rejected(&why))?;
+    }
     cluster.change(put).await?.map_err(|why| match &why {
         Rejection::AddressInUse { member, .. } => status(
             Code::AlreadyExists,
@@ -78,6 +83,14 @@ pub async fn join(
             .map(|(raft_id, a)| v1::MemberAddress { raft_id, addresses: Some((&a).into()) })
             .collect(),
     })
+}
+
+/// Another member's record with this address, although Raft's configuration does not know that member.
+fn stale_record(cluster: &Cluster, id: u64, raft_address: &str) -> Option<u64> {
+    let view = cluster.members().borrow().clone();
+    let state = cluster.state();
+    let other = state.members().find(|m| m.id != id && m.raft_address == raft_address)?.id;
+    (!view.voters.contains(&other) && !view.learners.contains(&other)).then_some(other)
 }
 
 /// To the leader, once.

@@ -358,7 +358,11 @@ fn a_follower_that_was_away_for_long_catches_up_by_a_snapshot() {
     let leader = cluster.leader();
     let first = wait_for("the log to be shortened", LIMIT, || {
         let first = metric(&cluster, leader, "firesteel_raft_first_index").ok_or("no metric")?;
-        if first > before { Ok(first) } else { Err(format!("the log begins at {first}, {before} were committed")) }
+        if first > before {
+            Ok(first)
+        } else {
+            Err(format!("the log begins at {first}, {before} were committed"))
+        }
     });
     cluster.start_master_again(away, &[]);
     cluster.wait_for_voters(3);
@@ -452,14 +456,26 @@ fn a_master_whose_disk_is_full_stops_and_the_others_go_on() {
     // With room again it comes back and catches up.
     drop(filler);
     std::fs::remove_file(disk.0.path().join("filler")).unwrap();
-    let _again = Started::as_it_is(
+    let second_log = cluster.dir().join("third-again.log");
+    let mut again = Started::as_it_is(
         Command::new(binary("firesteel-master"))
             .args(["--port", "0", "--webui-port", "0", "--raft-port", "0", "--data-dir"])
             .arg(disk.0.path().join("data"))
             .stdout(Stdio::null())
-            .stderr(Stdio::null()),
+            .stderr(std::fs::File::create(&second_log).unwrap()),
     );
-    cluster.wait_for_voters(3);
+    wait_for("the third to have everything", LIMIT, || {
+        let log = || std::fs::read_to_string(&second_log).unwrap_or_default();
+        assert!(
+            again.ended().is_none(),
+            "it ended again: {}\nbefore: {}",
+            log(),
+            std::fs::read_to_string(cluster.dir().join("third.log")).unwrap()
+        );
+        let members = cluster.members()?;
+        let all = members.members.iter().all(|m| m.alive && m.matched >= members.committed);
+        if all { Ok(()) } else { Err(format!("{members:?}\n{}", log())) }
+    });
 }
 
 /// A tmpfs of some MiB; goes with the value.
