@@ -24,6 +24,17 @@ impl Bed for Memory {
     }
 }
 
+/// Loses power before every opening: what was not synced is gone.
+struct Crashing(MemoryDisk);
+
+impl Bed for Crashing {
+    type Kv = MemoryKv;
+    fn kv(&self) -> MemoryKv {
+        self.0.crash(0);
+        MemoryKv::new(&self.0)
+    }
+}
+
 struct Sled(tempfile::TempDir);
 
 impl Bed for Sled {
@@ -256,6 +267,48 @@ fn records_that_contradict_each_other_are_found(bed: &impl Bed) {
     );
 }
 
+fn terms_that_go_back_are_found(bed: &impl Bed) {
+    let mut log = open(bed);
+    append(&mut log, &entries(2..=3, 5));
+    append(&mut log, &entries(4..=4, 4));
+    drop(log);
+    let error = KvLog::open(bed.kv(), bootstrap).err().unwrap();
+    assert!(
+        matches!(&error, StoreError::Corrupt { what, .. } if what.contains("entry 4 has an older term")),
+        "{error}"
+    );
+}
+
+fn a_new_cluster_can_be_forced_of_one_member(bed: &impl Bed) {
+    let mut log = open(bed);
+    let mut written = entries(2..=6, 2);
+    for at in [1, 4] {
+        written[at].set_entry_type(EntryType::EntryConfChangeV2);
+        written[at].context = vec![b'c'; 10_000].into();
+    }
+    let hard_state = hard(3, 8, 4);
+    let batch = Batch { entries: &written, hard_state: Some(&hard_state), ..Default::default() };
+    log.write(batch, Durability::Synced).unwrap();
+    // Once more than needed: as after a crash that hid whether it had happened.
+    log.force_new_cluster("d".to_owned()).unwrap();
+    drop(log);
+    let mut log = KvLog::open(bed.kv(), || panic!("bootstrapped twice")).unwrap();
+    let identity = log.force_new_cluster("e".to_owned()).unwrap();
+    drop(log);
+
+    let log = KvLog::open(bed.kv(), || panic!("bootstrapped twice")).unwrap();
+    let loaded = log.load();
+    assert_eq!(loaded.identity, identity);
+    assert_eq!((loaded.identity.cluster_id.as_str(), loaded.identity.raft_id), ("e", 7));
+    assert_eq!(loaded.membership.conf_state, ConfState::from((vec![7], vec![])));
+    assert_eq!((loaded.hard_state.vote, loaded.hard_state.commit), (0, 4));
+    assert!(loaded.hard_state.term > 1_000_000, "{}", loaded.hard_state.term);
+    for at in [1, 4] {
+        written[at] = entry(written[at].index, 2, b"");
+    }
+    assert_eq!(all(&log), written, "commands stay, changes of members do not");
+}
+
 fn another_format_is_refused(bed: &impl Bed) {
     let mut other = bootstrap();
     other.identity.format = FORMAT_VERSION + 1;
@@ -292,6 +345,7 @@ fn damage_anywhere_is_found(bed: &impl Bed) {
             let mut damaged = value.clone();
             damaged[at] ^= 0x10;
             kv.apply(vec![(key.clone(), Some(damaged))]).unwrap();
+            kv.sync().unwrap();
             drop(kv);
             let error = KvLog::open(bed.kv(), bootstrap).err().unwrap();
             assert!(matches!(&error, StoreError::Corrupt { .. }), "byte {at} of {key:?}: {error}");
@@ -300,12 +354,14 @@ fn damage_anywhere_is_found(bed: &impl Bed) {
         // The last entry alone may be missing without a trace; the one before may not.
         if key.starts_with(b"e") && key[8] != 4 {
             kv.apply(vec![(key.clone(), None)]).unwrap();
+            kv.sync().unwrap();
             drop(kv);
             let error = KvLog::open(bed.kv(), bootstrap).err().unwrap();
             assert!(matches!(&error, StoreError::Corrupt { .. }), "{key:?} removed: {error}");
             kv = bed.kv();
         }
         kv.apply(vec![(key, Some(value))]).unwrap();
+        kv.sync().unwrap();
     }
     drop(kv);
     assert_eq!(open(bed).last_index(), 4, "repaired, it opens again");
@@ -315,6 +371,9 @@ macro_rules! conformance {
     ($($name:ident),+ $(,)?) => {
         mod memory {
             $(#[test] fn $name() { super::$name(&super::Memory(Default::default())) })+
+        }
+        mod crashing {
+            $(#[test] fn $name() { super::$name(&super::Crashing(Default::default())) })+
         }
         mod sled {
             $(#[test] fn $name() { super::$name(&super::Sled(tempfile::tempdir().unwrap())) })+
@@ -332,6 +391,8 @@ conformance!(
     compaction_keeps_to_its_bounds,
     an_installed_snapshot_replaces_the_log,
     records_that_contradict_each_other_are_found,
+    terms_that_go_back_are_found,
+    a_new_cluster_can_be_forced_of_one_member,
     another_format_is_refused,
     a_foreign_database_is_refused,
     damage_anywhere_is_found,

@@ -156,10 +156,12 @@ impl Kv for MemoryKv {
 
 /// Snapshots that outlive the process but not the machine. Cloning shares them.
 #[derive(Debug, Clone, Default)]
-pub struct MemorySnapshots(Arc<Mutex<BTreeMap<Position, (ConfState, Vec<u8>)>>>);
+pub struct MemorySnapshots(Arc<Mutex<SnapshotFiles>>);
+
+type SnapshotFiles = BTreeMap<Position, (ConfState, Vec<u8>)>;
 
 impl MemorySnapshots {
-    fn files(&self) -> MutexGuard<'_, BTreeMap<Position, (ConfState, Vec<u8>)>> {
+    fn files(&self) -> MutexGuard<'_, SnapshotFiles> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -325,6 +325,41 @@ mod tests {
     }
 
     #[test]
+    fn another_format_is_refused_with_a_way_out() {
+        let temp = tempfile::tempdir().unwrap();
+        let snapshots = written(temp.path());
+        let path = snapshots.file(AT);
+        let good = fs::read(&path).unwrap();
+        let text = String::from_utf8_lossy(&good[..good.len() - 4]).into_owned();
+        let other = text.replacen("\"format\":1", "\"format\":2", 1);
+        assert_ne!(text, other);
+        let crc = crc32fast::hash(other.as_bytes()).to_le_bytes();
+        fs::write(&path, [other.as_bytes(), &crc].concat()).unwrap();
+        let error = snapshots.read(AT).unwrap_err();
+        assert!(matches!(error, SnapshotError::Format { found: 2, supported: 1, .. }), "{error}");
+        assert!(error.to_string().contains("--data-dir"), "{error}");
+    }
+
+    #[test]
+    fn a_staged_snapshot_counts_only_for_its_cluster() {
+        let only = ConfState::from((vec![1], vec![]));
+        let temp = tempfile::tempdir().unwrap();
+        let old = written(temp.path());
+        old.stage_for("c2", AT, &only).unwrap();
+        assert!(old.read(AT).is_ok(), "the old cluster still has its own");
+        // The log did not change hands: the old one stays.
+        let old = SnapshotDir::open(temp.path(), "c1").unwrap();
+        assert_eq!(old.read(AT).unwrap().conf_state, ConfState::from((vec![1], vec![2])));
+        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 1);
+        // It did: the new one takes its place.
+        old.stage_for("c2", AT, &only).unwrap();
+        let new = SnapshotDir::open(temp.path(), "c2").unwrap();
+        assert_eq!(new.read(AT).unwrap().conf_state, only);
+        assert_eq!(new.parse::<Vec<String>>(AT, &new.read(AT).unwrap().state).unwrap(), ["a", "b\n"]);
+        assert!(old.read(AT).is_err());
+    }
+
+    #[test]
     fn an_interrupted_write_is_cleaned_up() {
         let temp = tempfile::tempdir().unwrap();
         fs::write(temp.path().join("00012-3.partial"), b"half").unwrap();

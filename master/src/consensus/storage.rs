@@ -25,11 +25,7 @@ impl Storage {
     }
 
     fn kv(&self) -> Result<&SledKv, StoreError> {
-        self.kv.as_ref().ok_or_else(|| self.closed())
-    }
-
-    fn closed(&self) -> StoreError {
-        StoreError::Engine { path: self.dir.log(), message: "closed after an earlier error".to_owned() }
+        self.kv.as_ref().ok_or_else(|| closed(&self.dir))
     }
 
     /// Whose directory it is; `None` when it is new and nothing has been written.
@@ -50,8 +46,7 @@ impl Storage {
             return Err(OpenError::NothingToForce { path: self.path().to_owned() });
         };
         // The log must be readable as a whole before anything is decided about it.
-        let closed = self.closed();
-        let kv = self.kv.take().ok_or(closed)?;
+        let kv = self.kv.take().ok_or_else(|| closed(&self.dir))?;
         let mut log = SledStore::open(kv, || Bootstrap { identity: old.clone(), voters: Vec::new() })?;
         let snapshots = SnapshotDir::open(&self.dir.snapshots(), &old.cluster_id)?;
         let cluster_id = random_cluster_id();
@@ -67,12 +62,13 @@ impl Storage {
 
     /// The parts to run on: log, snapshots, and the lock.
     pub(super) fn start(self, fresh: Bootstrap) -> Result<(SledStore, SnapshotDir, DataDir), OpenError> {
-        let kv = self.kv.ok_or_else(|| StoreError::Engine {
-            path: self.dir.log(),
-            message: "closed after an earlier error".to_owned(),
-        })?;
+        let kv = self.kv.ok_or_else(|| closed(&self.dir))?;
         let log = SledStore::open(kv, || fresh)?;
         let snapshots = SnapshotDir::open(&self.dir.snapshots(), &log.load().identity.cluster_id)?;
         Ok((log, snapshots, self.dir))
     }
+}
+
+fn closed(dir: &DataDir) -> StoreError {
+    StoreError::Engine { path: dir.log(), message: "closed after an earlier error".to_owned() }
 }

@@ -1,6 +1,7 @@
 //! The whole group, loop and store, over a small state machine.
 
 use super::log_store::{BOOTSTRAP, FORMAT_VERSION};
+use super::raft_storage::Failure;
 use super::*;
 use raft::eraftpb::{ConfState, MessageType};
 use serde::{Deserialize, Serialize};
@@ -295,6 +296,198 @@ async fn a_stored_membership_survives_restart_and_replay() {
     assert!(log.load().membership.applied > BOOTSTRAP.index);
 }
 
+#[tokio::test]
+async fn a_snapshot_can_be_asked_for() {
+    let temp = tempfile::tempdir().unwrap();
+    let (group, _thread) = open(temp.path()).await;
+    let last = propose(&group, &["a", "b"]).await[1].0;
+    let written = group.snapshot_now().await.unwrap();
+    assert!(written.index >= last, "{written:?}");
+    assert_eq!(group.snapshot_now().await.unwrap(), written, "nothing new to write");
+    assert_eq!(snapshot_files(temp.path()).len(), 1);
+    let mut members = group.members();
+    let view = members.wait_for(|view| view.snapshot.is_some_and(|(at, _)| at == written));
+    let view = tokio::time::timeout(DEADLINE, view).await.unwrap().unwrap().clone();
+    let (_, written_ms) = view.snapshot.unwrap();
+    let age = std::time::UNIX_EPOCH + Duration::from_millis(written_ms);
+    assert!(age.elapsed().unwrap() < DEADLINE);
+    group.stop().await;
+    let (group, _thread) = open(temp.path()).await;
+    assert_eq!(journal(&group), ["a", "b"]);
+    assert_eq!(group.members().borrow().snapshot.unwrap().1, written_ms);
+    group.stop().await;
+}
+
+#[tokio::test]
+async fn the_view_shows_a_hash_that_members_can_compare() {
+    let temp = tempfile::tempdir().unwrap();
+    let (group, _thread) = open(temp.path()).await;
+    let mut applied = 0;
+    while applied < 2100 {
+        applied = group.propose(vec!["x".to_owned(); 100]).await.unwrap()[99].0;
+    }
+    let mut members = group.members();
+    let view = members.wait_for(|view| view.applied == applied);
+    let view = tokio::time::timeout(DEADLINE, view).await.unwrap().unwrap().clone();
+    let commands: Vec<_> = group.state().borrow().state.applied.clone();
+    let then = Journal { applied: commands.into_iter().filter(|(index, _)| *index <= 2048).collect() };
+    assert_eq!(view.hash, Some((2048, then.hash())));
+    assert!(view.quorum && view.leading && view.peers.is_empty());
+    group.stop().await;
+    // A start works it out again from the log.
+    let (group, _thread) = open(temp.path()).await;
+    let mut members = group.members();
+    let again = members.wait_for(|again| again.hash.is_some_and(|(index, _)| index == 2048));
+    assert_eq!(tokio::time::timeout(DEADLINE, again).await.unwrap().unwrap().hash, view.hash);
+    group.stop().await;
+}
+
+#[tokio::test]
+async fn a_group_cannot_lose_its_last_voter() {
+    let temp = tempfile::tempdir().unwrap();
+    let (group, _thread) = open(temp.path()).await;
+    let own = group.identity().raft_id;
+    for steps in [vec![], vec![MembershipStep::Remove(own)], vec![MembershipStep::AddLearner(own)]] {
+        let refused = group.change_membership(steps.clone()).await;
+        assert!(matches!(refused, Err(ProposeError::InvalidChange(_))), "{steps:?}: {refused:?}");
+    }
+    propose(&group, &["still works"]).await;
+    assert_eq!(group.transfer_leadership(None).await, Err(ProposeError::TransferFailed));
+    assert_eq!(group.transfer_leadership(Some(own)).await, Ok(()));
+    group.read_barrier().await.unwrap();
+    group.stop().await;
+}
+
+/// A member of a lost group begins a new one with what it had.
+#[tokio::test]
+async fn a_new_cluster_can_be_forced() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut storage = Storage::open(temp.path()).unwrap();
+    assert!(storage.identity().unwrap().is_none());
+    assert!(matches!(storage.force_new_cluster(), Err(OpenError::NothingToForce { .. })));
+    drop(storage);
+
+    let settings = || Settings { snapshots: small_snapshots(), ..Settings::default() };
+    let (group, _thread) = open_with(temp.path(), settings()).await;
+    for n in 0..150 {
+        propose(&group, &[&n.to_string()]).await;
+    }
+    group.change_membership(vec![MembershipStep::AddLearner(42)]).await.unwrap();
+    let lost = vec![MembershipStep::AddVoter(43)];
+    group.change_membership(lost).await.unwrap();
+    // From here on it is one of two, and the other does not exist: nothing is committed any more.
+    let stranded = group.propose(vec!["stranded".to_owned()]).await;
+    assert!(matches!(stranded, Err(ProposeError::LeadershipLost)), "{stranded:?}");
+    let old = group.identity().clone();
+    let before = group.state().borrow().clone();
+    group.stop().await;
+
+    let mut storage = Storage::open(temp.path()).unwrap();
+    assert_eq!(storage.path(), temp.path());
+    assert_eq!(storage.identity().unwrap().as_ref(), Some(&old));
+    let first = storage.force_new_cluster().unwrap();
+    let new = storage.force_new_cluster().unwrap();
+    assert_eq!(storage.identity().unwrap().as_ref(), Some(&new));
+    assert!(new.cluster_id != first.cluster_id && first.cluster_id != old.cluster_id);
+    assert_eq!(new.raft_id, old.raft_id);
+    let (group, _thread) = Group::open_storage(storage, Bootstrap::alone(), |_| settings()).unwrap();
+    until(&group, |p| p.leader).await;
+    assert_eq!(*group.identity(), new);
+    let after = group.state().borrow().clone();
+    assert!(after.epoch.0 > before.epoch.0 + 1_000_000, "workers obey the new cluster only");
+    let commands = journal(&group);
+    assert_eq!(commands[..150], (0..150).map(|n| n.to_string()).collect::<Vec<_>>());
+    assert_eq!(commands[150..], ["stranded"], "what was in the log is now committed");
+    let view = group.members().borrow().clone();
+    assert_eq!(
+        (view.voters.iter().copied().collect::<Vec<_>>(), view.learners.len()),
+        (vec![new.raft_id], 0)
+    );
+    propose(&group, &["and on"]).await;
+    group.stop().await;
+}
+
+/// Wherever the power goes while a cluster is forced, the directory belongs to the old cluster or to the new one, whole.
+#[tokio::test]
+async fn forcing_a_new_cluster_may_be_interrupted() {
+    for interrupted_after_the_log in [false, true] {
+        let temp = tempfile::tempdir().unwrap();
+        let (group, _thread) = open(temp.path()).await;
+        propose(&group, &["a"]).await;
+        let position = group.snapshot_now().await.unwrap();
+        let old = group.identity().clone();
+        group.stop().await;
+        {
+            let snapshots = SnapshotDir::open(&temp.path().join("raft/snapshots"), &old.cluster_id).unwrap();
+            let only = ConfState::from((vec![old.raft_id], vec![]));
+            snapshots.stage_for("new", position, &only).unwrap();
+            if interrupted_after_the_log {
+                let kv = SledKv::open(&temp.path().join("raft/log")).unwrap();
+                SledStore::open(kv, Bootstrap::alone).unwrap().force_new_cluster("new".to_owned()).unwrap();
+            }
+        }
+        let (group, _thread) = open(temp.path()).await;
+        let expected = if interrupted_after_the_log { "new" } else { &old.cluster_id };
+        assert_eq!(group.identity().cluster_id, expected);
+        assert_eq!(journal(&group), ["a"]);
+        group.stop().await;
+    }
+}
+
+/// Nodes without threads: their ticks are counted, not waited for.
+mod without_a_clock {
+    use super::super::node::Parts;
+    use super::*;
+    use raft::eraftpb::MessageType;
+
+    #[derive(Clone, Default)]
+    struct Sent(Arc<Mutex<Vec<Message>>>);
+
+    impl Transport for Sent {
+        fn send(&mut self, message: Message) -> Result<(), Unreachable> {
+            self.0.lock().unwrap().push(message);
+            Ok(())
+        }
+    }
+
+    /// How many ticks a follower of 2 waits before it asks for votes, after what it is told.
+    fn patience(told: Vec<Input<Journal>>) -> usize {
+        let bootstrap = || Bootstrap::founders("c".to_owned(), 1, vec![1, 2, 3]);
+        let sent = Sent::default();
+        let now = Instant::now();
+        let parts = Parts {
+            log: MemoryStore::open(MemoryKv::new(&MemoryDisk::default()), bootstrap).unwrap(),
+            snapshots: MemorySnapshots::default(),
+            transport: sent.clone(),
+            watchdog: Watchdog::none(),
+            failure: Failure::default(),
+            timing: RaftTiming { election_ticks: 10, ..RaftTiming::default() },
+            policy: SnapshotPolicy::default(),
+            writer: SnapshotWriter::Inline,
+            election_timeout: Some(Box::new(|_| 16)),
+        };
+        let (mut node, _views) = Node::new(parts, now).unwrap();
+        let mut heartbeat = Message { from: 2, to: 1, term: 5, commit: 1, ..Default::default() };
+        heartbeat.set_msg_type(MessageType::MsgHeartbeat);
+        node.round(now, [Input::Message(heartbeat)], false).unwrap();
+        node.round(now, told, false).unwrap();
+        (1..100)
+            .find(|_| {
+                node.round(now, [], true).unwrap();
+                sent.0.lock().unwrap().iter().any(|m| m.get_msg_type() == MessageType::MsgRequestPreVote)
+            })
+            .unwrap()
+    }
+
+    #[test]
+    fn a_follower_that_lost_its_leaders_connection_waits_only_the_random_part() {
+        assert_eq!(patience(vec![]), 16);
+        assert_eq!(patience(vec![Input::ConnectionLost(3)]), 16, "that one does not lead");
+        assert_eq!(patience(vec![Input::ConnectionLost(2)]), 6);
+        assert_eq!(patience(vec![Input::ConnectionLost(2), Input::ConnectionLost(2)]), 6);
+    }
+}
+
 /// Several members in one process: the loop must not know that today's group has one.
 mod three_members {
     use super::*;
@@ -308,6 +501,8 @@ mod three_members {
         cut: Vec<u64>,
         /// Every third message is lost while set.
         lossy: bool,
+        /// It gets no log entries, only heartbeats.
+        starved: Option<u64>,
         sent: u64,
     }
 
@@ -324,6 +519,11 @@ mod three_members {
             let lost = wires.lossy && wires.sent.is_multiple_of(3);
             let to = message.to;
             if wires.cut.contains(&to) || wires.cut.contains(&self.from) || lost {
+                return Err(Unreachable);
+            }
+            if wires.starved == Some(to)
+                && matches!(message.get_msg_type(), MessageType::MsgAppend | MessageType::MsgSnapshot)
+            {
                 return Err(Unreachable);
             }
             wires.inboxes.get(&to).ok_or(Unreachable)?.deliver(message);
@@ -505,5 +705,171 @@ mod three_members {
                 member.disk.crash(0);
             }
         }
+    }
+
+    async fn view(group: &Group, condition: impl Fn(&MembersView) -> bool) -> Arc<MembersView> {
+        let mut members = group.members();
+        let found = tokio::time::timeout(DEADLINE, members.wait_for(|view| condition(view))).await;
+        found.expect("in time").expect("the loop runs").clone()
+    }
+
+    type Started = (Group, ConsensusThread);
+
+    fn start_three(network: &Network) -> ([Member; 3], Vec<Started>) {
+        let members = [1, 2, 3].map(Member::new);
+        let started = members.iter().map(|m| m.start(network, vec![1, 2, 3])).collect();
+        (members, started)
+    }
+
+    fn groups(started: &[Started]) -> Vec<&Group> {
+        started.iter().map(|(group, _)| group).collect()
+    }
+
+    #[tokio::test]
+    async fn leadership_is_handed_over_and_refused_where_it_cannot_be() {
+        let network = Network::default();
+        let (_members, started) = start_three(&network);
+        let groups = groups(&started);
+        let first = leader(&groups).await;
+        insist(&groups, "one").await;
+        let first_id = groups[first].identity().raft_id;
+        let follower = groups[(first + 1) % 3];
+        let target = follower.identity().raft_id;
+        assert!(matches!(follower.transfer_leadership(None).await, Err(ProposeError::NotLeader { .. })));
+        assert_eq!(groups[first].transfer_leadership(Some(99)).await, Err(ProposeError::TransferFailed));
+
+        groups[first].transfer_leadership(Some(target)).await.unwrap();
+        assert!(!groups[first].state().borrow().leader);
+        until(follower, |p| p.leader).await;
+        assert_eq!(leader(&groups).await, (first + 1) % 3);
+
+        // To nobody in particular: the one that is reachable.
+        let gone = groups[(first + 2) % 3].identity().raft_id;
+        network.0.lock().unwrap().cut = vec![gone];
+        let silent =
+            |peer: &PeerView| peer.last_contact.is_none_or(|at| at.elapsed() > Duration::from_millis(100));
+        view(follower, |v| v.peers.get(&gone).is_some_and(silent)).await;
+        follower.transfer_leadership(None).await.unwrap();
+        until(groups[first], |p| p.leader && p.leader_id == Some(first_id)).await;
+        // One that cannot be reached does not take over, and the leader goes on.
+        let failed =
+            tokio::time::timeout(DEADLINE, groups[first].transfer_leadership(Some(gone))).await.unwrap();
+        assert_eq!(failed, Err(ProposeError::TransferFailed));
+        propose(groups[first], &["two"]).await;
+    }
+
+    #[tokio::test]
+    async fn a_leader_without_a_majority_answers_no_reads() {
+        let network = Network::default();
+        let (_members, started) = start_three(&network);
+        let groups = groups(&started);
+        let first = leader(&groups).await;
+        insist(&groups, "one").await;
+        groups[first].read_barrier().await.unwrap();
+        let follower = groups[(first + 1) % 3];
+        assert!(matches!(follower.read_barrier().await, Err(ProposeError::NotLeader { .. })));
+        // As a leader it still believes in itself for a while, but must not say so.
+        network.0.lock().unwrap().cut = vec![groups[first].identity().raft_id];
+        assert!(groups[first].state().borrow().leader);
+        let answer = tokio::time::timeout(DEADLINE, groups[first].read_barrier()).await.unwrap();
+        assert!(matches!(answer, Err(ProposeError::NotLeader { .. })), "{answer:?}");
+        view(groups[first], |v| !v.quorum).await;
+        let others: Vec<&Group> = (0..3).filter(|n| *n != first).map(|n| groups[n]).collect();
+        insist(&others, "two").await;
+        let second = others[leader(&others).await];
+        second.read_barrier().await.unwrap();
+        assert!(journal(second).contains(&"two".to_owned()));
+        view(second, |v| v.quorum && v.leading && v.peers.len() == 2).await;
+    }
+
+    #[tokio::test]
+    async fn removed_members_end_and_stay_out() {
+        let network = Network::default();
+        let (members, started) = start_three(&network);
+        let groups = groups(&started);
+        let first = leader(&groups).await;
+        insist(&groups, "one").await;
+        let follower = (first + 1) % 3;
+        let follower_id = groups[follower].identity().raft_id;
+        groups[first].change_membership(vec![MembershipStep::Remove(follower_id)]).await.unwrap();
+        let rest = view(groups[first], |v| v.voters.len() == 2).await;
+        assert!(!rest.voters.contains(&follower_id) && !rest.peers.contains_key(&follower_id));
+        let last = (first + 2) % 3;
+        // The leader removes itself: it is told that it is done, then it ends.
+        let first_id = groups[first].identity().raft_id;
+        view(groups[first], |v| v.peers.values().all(|peer| peer.matched == v.last_index)).await;
+        groups[first].change_membership(vec![MembershipStep::Remove(first_id)]).await.unwrap();
+        until(groups[last], |p| p.leader).await;
+        propose(groups[last], &["two"]).await;
+
+        let mut started = started;
+        let (alone, _alone_thread) = started.swap_remove(last);
+        for (group, thread) in started {
+            let error = tokio::time::timeout(DEADLINE, thread.ended()).await.unwrap().unwrap_err();
+            assert!(matches!(error, FatalError::Removed), "{error}");
+            assert_eq!(group.propose(vec!["late".to_owned()]).await, Err(ProposeError::Stopped));
+        }
+        for removed in [first, follower] {
+            let member = &members[removed];
+            let log = MemoryStore::open(MemoryKv::new(&member.disk), Bootstrap::alone).unwrap();
+            let snapshots = SnapshotDir::open(member.snapshots.path(), "c").unwrap();
+            let error = Group::start(log, snapshots, Settings::default(), ()).err().unwrap();
+            assert!(matches!(error, OpenError::State(FatalError::Removed)), "{error}");
+            assert!(error.to_string().contains("--data-dir"), "{error}");
+        }
+        // One that has not heard of its own removal is told by others.
+        alone.peer_inbox().removed();
+        let error = _alone_thread.ended().await.unwrap_err();
+        assert!(matches!(error, FatalError::Removed), "{error}");
+    }
+
+    #[tokio::test]
+    async fn several_changes_at_once_leave_no_joint_configuration() {
+        let network = Network::default();
+        let (_members, started) = start_three(&network);
+        let groups = groups(&started);
+        let first = leader(&groups).await;
+        insist(&groups, "one").await;
+        let removed = groups[(first + 1) % 3].identity().raft_id;
+        let four = Member::new(4);
+        let (new, _thread) = four.start(&network, vec![]);
+        let swap = vec![MembershipStep::AddVoter(4), MembershipStep::Remove(removed)];
+        groups[first].change_membership(swap).await.unwrap();
+        // A joint configuration would still count the one that leaves.
+        let settled = view(groups[first], |v| v.voters.contains(&4) && !v.voters.contains(&removed)).await;
+        assert_eq!(settled.voters.len(), 3);
+        propose(groups[first], &["two"]).await;
+        converge(&[groups[first], &new], "two").await;
+    }
+
+    #[tokio::test]
+    async fn the_log_waits_for_a_slow_follower_within_limits() {
+        let network = Network::default();
+        let (_members, started) = start_three(&network);
+        let groups = groups(&started);
+        let first = leader(&groups).await;
+        insist(&groups, "one").await;
+        converge(&groups, "one").await;
+        let slow = groups[(first + 1) % 3].identity().raft_id;
+        network.0.lock().unwrap().starved = Some(slow);
+        let SnapshotPolicy { margin, .. } = small_snapshots();
+        let batch = |n: usize| vec!["x".to_owned(); n];
+        groups[first].propose(batch(100)).await.unwrap();
+        let at = view(groups[first], |v| v.snapshot.is_some()).await.snapshot.unwrap().0.index;
+        let more = groups[first].propose(batch(20)).await.unwrap()[19].0;
+        let kept = view(groups[first], |v| v.applied >= more).await;
+        let behind = kept.peers[&slow].matched + 1;
+        assert!(behind + margin < at, "enough to drop something, if nobody needed it: {kept:?}");
+        assert!(kept.first_index <= behind, "{kept:?}");
+        // Too far behind: it will need a snapshot.
+        for _ in 0..4 {
+            groups[first].propose(batch(100)).await.unwrap();
+        }
+        let dropped = view(groups[first], |v| v.first_index > behind).await;
+        let limit = dropped.snapshot.unwrap().0.index - 10 * margin;
+        assert!(dropped.first_index <= limit + 1, "{dropped:?}");
+        network.0.lock().unwrap().starved = None;
+        insist(&groups, "two").await;
+        converge(&groups, "two").await;
     }
 }

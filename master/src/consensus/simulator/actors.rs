@@ -319,13 +319,10 @@ impl World {
             self.summary.refused_orders += 1;
             return Ok(());
         }
-        if orders.epoch > worker.epoch {
-            (worker.epoch, worker.seen) = (orders.epoch, 0);
-        }
-        if orders.applied < worker.seen {
+        if orders.epoch == worker.epoch && orders.applied < worker.seen {
             return Ok(());
         }
-        worker.seen = orders.applied;
+        (worker.epoch, worker.seen) = (orders.epoch, orders.applied);
         for process in worker.running.difference(&orders.processes) {
             // A leader that has everything that was committed knows of every grant, and what has ended does not come back.
             if self.newest.1.0.process(process).is_some_and(|known| known.is_live()) {
