@@ -59,6 +59,10 @@ pub struct Cluster {
     inner: Arc<Inner>,
 }
 
+/// How old the proof of leadership behind a lease may be: an election timeout. The proof itself may rest on answers that are
+/// another election timeout old; the time that a leader waits before it gives a worker up is longer than lease and both.
+const PROOF_AGE: Duration = Duration::from_secs(1);
+
 /// What a [`Cluster`] is made from.
 pub struct Parts {
     pub consensus: Consensus,
@@ -75,6 +79,7 @@ pub struct Parts {
 struct Inner {
     parts: Parts,
     soft: Soft,
+    membership: tokio::sync::Mutex<()>,
     worker_channels: WorkerChannels,
     /// The explanations of one state: many watchers ask for the same.
     explained: Mutex<Option<(Arc<ClusterState>, Arc<Explanations>)>>,
@@ -85,6 +90,7 @@ impl Cluster {
         let inner = Inner {
             parts,
             soft: Soft::new(),
+            membership: tokio::sync::Mutex::new(()),
             worker_channels: WorkerChannels::default(),
             explained: Mutex::new(None),
         };
@@ -168,6 +174,22 @@ impl Cluster {
     /// This master does not lead, or cannot make sure that it still does.
     pub async fn read_barrier(&self) -> Result<(), Status> {
         self.inner.parts.consensus.read_barrier().await.map_err(|e| self.propose_status(e))
+    }
+
+    /// Whether this master leads for sure, and not only since its last look: another cannot have been elected and have given
+    /// workers up meanwhile. For promises that need no commit, such as leases.
+    pub fn surely_leads(&self) -> bool {
+        self.published().borrow().leader && self.inner.parts.consensus.proof().within(PROOF_AGE)
+    }
+
+    /// Held over the check and the act of a change of members.
+    pub fn membership_lock(&self) -> &tokio::sync::Mutex<()> {
+        &self.inner.membership
+    }
+
+    /// Told by another master that this one has been removed.
+    pub fn removed(&self) {
+        self.inner.parts.consensus.peer_inbox().removed();
     }
 
     pub async fn change_membership(&self, steps: Vec<MembershipStep>) -> Result<(), ProposeError> {

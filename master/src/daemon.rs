@@ -50,10 +50,12 @@ pub enum DaemonError {
 /// A master whose ports answer.
 pub struct Daemon {
     cluster: Cluster,
+    own: Addresses,
     consensus: Consensus,
     thread: tokio::task::JoinHandle<Result<(), FatalError>>,
     servers: tokio::task::JoinSet<Result<(), DaemonError>>,
-    leader: tokio::task::JoinHandle<()>,
+    /// Everything that this master does by itself. None ends before it is told to.
+    tasks: tokio::task::JoinSet<()>,
     stopping: CancellationToken,
 }
 
@@ -64,8 +66,10 @@ impl Daemon {
         let started_ms = now_ms();
         let grpc = bind(&config.host, config.port, "--port").await?;
         let web_listener = bind(&config.host, config.webui_port, "--webui-port").await?;
-        let raft = bind_raft(config).await?;
         let (grpc_port, web_port) = (local_port(&grpc)?, local_port(&web_listener)?);
+        let mut storage = Storage::open(&config.data_dir)?;
+        let begun = storage.identity().map_err(OpenError::from)?.is_some();
+        let raft = bind_raft(config, begun).await?;
         let host = advertised_host(&config.host);
         let authority = |port| firesteel_proto::channel::authority(&host, port);
         let own = Addresses {
@@ -74,12 +78,12 @@ impl Daemon {
             ui_url: format!("http://{}", authority(web_port)),
         };
         let ui_url = own.ui_url.clone();
-        let mut storage = Storage::open(&config.data_dir)?;
         if config.force_new_cluster {
-            if storage.identity().map_err(OpenError::from)?.is_none() {
+            if !begun {
                 return Err(DaemonError::NothingToForce(config.data_dir.clone()));
             }
             let identity = storage.force_new_cluster()?;
+            formation::write_founders(&config.data_dir, &[])?;
             tracing::warn!(cluster = identity.cluster_id, "this master is now the only one of a new cluster");
         }
         let stopping = CancellationToken::new();
@@ -129,6 +133,7 @@ impl Daemon {
         let (consensus, thread) = Consensus::open_storage(storage, beginning.bootstrap, |inbox| {
             Settings::new(Network::new(cluster_id, raft_id, book, inbox))
         })?;
+        formation::forget_pending(&config.data_dir)?;
         let thread = tokio::spawn(thread.ended());
         let artifacts = Artifacts::open(&config.data_dir).await?;
         let master_url = MasterUrl::new(host.clone(), grpc_port);
@@ -146,10 +151,12 @@ impl Daemon {
             inbox: consensus.peer_inbox(),
             founders: beginning.founders,
         });
-        tokio::spawn(follow_addresses(cluster.clone(), address_file));
-        tokio::spawn(membership::announce(cluster.clone(), config.plan.non_voter));
-        tokio::spawn(membership::lead(cluster.clone(), config.force_new_cluster));
-        tokio::spawn(peers::artifacts::keep_complete(cluster.clone()));
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(follow_addresses(cluster.clone(), address_file));
+        tasks.spawn(membership::announce(cluster.clone(), own.clone(), config.plan.clone()));
+        tasks.spawn(membership::lead(cluster.clone(), config.force_new_cluster));
+        tasks.spawn(peers::artifacts::keep_complete(cluster.clone()));
+        tasks.spawn(leader::run(cluster.clone()));
         let pages = web::router(WebContext {
             published: cluster.published(),
             members: cluster.members(),
@@ -177,8 +184,7 @@ impl Daemon {
                 .await
                 .map_err(|e| DaemonError::Server(e.to_string()))
         });
-        let leader = tokio::spawn(leader::run(cluster.clone()));
-        Ok(Self { cluster, consensus, thread, servers, leader, stopping })
+        Ok(Self { cluster, own, consensus, thread, servers, tasks, stopping })
     }
 
     /// What the services work on.
@@ -190,10 +196,13 @@ impl Daemon {
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), DaemonError> {
         let failure = tokio::select! {
             () = stop => Ok(()),
-            ended = &mut self.thread => match ended {
-                Ok(Ok(())) => Ok(()),
-                Ok(Err(error)) => Err(error.into()),
-                Err(error) => Err(DaemonError::Server(error.to_string())),
+            ended = &mut self.thread => end_of_thread(ended),
+            // A master that leads and does not act must make room for one that does.
+            Some(ended) = self.tasks.join_next() => match (ended, tokio::time::timeout(STOP_LIMIT, &mut self.thread).await) {
+                (Err(error), _) => Err(DaemonError::Server(error.to_string())),
+                // They end with the state that they follow: its end has the reason.
+                (Ok(()), Ok(ended)) => end_of_thread(ended),
+                (Ok(()), Err(_)) => Err(DaemonError::Server("a task of this master ended by itself".to_owned())),
             },
             Some(ended) = self.servers.join_next() => match ended {
                 Ok(end) => end,
@@ -205,7 +214,7 @@ impl Daemon {
         }
         self.stopping.cancel();
         let orderly = async {
-            let _ = self.leader.await;
+            while self.tasks.join_next().await.is_some() {}
             while self.servers.join_next().await.is_some() {}
         };
         if tokio::time::timeout(STOP_LIMIT, orderly).await.is_err() {
@@ -231,12 +240,20 @@ impl Daemon {
     }
 }
 
+fn end_of_thread(ended: Result<Result<(), FatalError>, tokio::task::JoinError>) -> Result<(), DaemonError> {
+    match ended {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(error.into()),
+        Err(error) => Err(DaemonError::Server(error.to_string())),
+    }
+}
+
 /// Keeps the address book, in memory and on disk, as the replicated state says.
 async fn follow_addresses(cluster: Cluster, file: AddressFile) {
     let mut published = cluster.published();
     loop {
         let now = published.borrow_and_update().clone();
-        if cluster.addresses().follow(&now) {
+        if cluster.addresses().follow(cluster.member_id(), &now) {
             file.write(cluster.addresses());
         }
         tokio::select! {
@@ -258,8 +275,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     };
     let (master, ui) = (daemon.cluster.master_url().to_string(), daemon.cluster.ui_url().to_owned());
     if let Some(path) = &config.ready_file {
-        let own = daemon.cluster.addresses().get(daemon.cluster.member_id()).unwrap_or_default();
-        write_ready_file(path, &ready_document(&own, daemon.cluster.member_id(), false))?;
+        write_ready_file(path, &ready_document(&daemon.own, daemon.cluster.member_id(), false))?;
     }
     // Whoever started us may have closed standard output: that is no reason to stop.
     let _ = writeln!(io::stdout(), "master {master} ready, web UI {ui}");
@@ -308,10 +324,10 @@ async fn bind(host: &str, port: u16, flag: &'static str) -> Result<TcpListener, 
 
 /// The port for other masters. Nobody knows that of a master that is alone, so another program on the default port does not
 /// keep it from starting; others learn it from `submit masters`.
-async fn bind_raft(config: &Config) -> Result<TcpListener, DaemonError> {
+async fn bind_raft(config: &Config, begun: bool) -> Result<TcpListener, DaemonError> {
     let bound = bind(&config.host, config.raft_port.unwrap_or(DEFAULT_RAFT_PORT), "--raft-port").await;
     match bound {
-        Err(_) if config.raft_port.is_none() && config.plan.join.is_empty() => {
+        Err(_) if config.raft_port.is_none() && config.plan.join.is_empty() && !begun => {
             let listener = bind(&config.host, 0, "--raft-port").await?;
             let port = local_port(&listener)?;
             tracing::info!(

@@ -63,18 +63,30 @@ pub fn pending_id(data_dir: &Path) -> Result<u64, FormationError> {
         Err(error) => return Err(failed(error)),
     }
     let pending = Pending { raft_id: rand::random_range(1..=u64::MAX) };
-    let write = || {
-        let dir = data_dir.join("raft");
-        std::fs::create_dir_all(&dir)?;
-        let partial = path.with_extension("partial");
-        let file = std::fs::File::create(&partial)?;
-        serde_json::to_writer(&file, &pending)?;
-        file.sync_all()?;
-        std::fs::rename(&partial, &path)?;
-        std::fs::File::open(&dir)?.sync_all()
-    };
-    write().map_err(failed)?;
+    write_durably(&path, &pending).map_err(failed)?;
     Ok(pending.raft_id)
+}
+
+/// The member has begun: should its log be lost, it must not come back under an id that has voted.
+pub fn forget_pending(data_dir: &Path) -> Result<(), FormationError> {
+    let path = data_dir.join("raft").join("pending.json");
+    match std::fs::remove_file(&path) {
+        Ok(()) => path.parent().map_or(Ok(()), |dir| std::fs::File::open(dir)?.sync_all()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+    .map_err(|source| FormationError::Io { path: path.clone(), source })
+}
+
+fn write_durably<T: Serialize>(path: &Path, document: &T) -> io::Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(dir)?;
+    let partial = path.with_extension("partial");
+    let file = std::fs::File::create(&partial)?;
+    serde_json::to_writer(&file, document)?;
+    file.sync_all()?;
+    std::fs::rename(&partial, path)?;
+    std::fs::File::open(dir)?.sync_all()
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -89,11 +101,7 @@ fn founders_file(data_dir: &Path) -> PathBuf {
 /// Kept, to tell founders that come late. Durable before this master acts as a founder.
 pub fn write_founders(data_dir: &Path, ids: &[u64]) -> Result<(), FormationError> {
     let path = founders_file(data_dir);
-    let write = || {
-        let file = std::fs::File::create(&path)?;
-        serde_json::to_writer(&file, &Founders { ids: ids.to_vec() })?;
-        file.sync_all()
-    };
+    let write = || write_durably(&path, &Founders { ids: ids.to_vec() });
     write().map_err(|source| FormationError::Io { path: path.clone(), source })
 }
 
@@ -101,6 +109,19 @@ pub fn write_founders(data_dir: &Path, ids: &[u64]) -> Result<(), FormationError
 pub fn read_founders(data_dir: &Path) -> Vec<u64> {
     let bytes = std::fs::read(founders_file(data_dir)).unwrap_or_default();
     serde_json::from_slice::<Founders>(&bytes).unwrap_or_default().ids
+}
+
+/// Looks for members of the own cluster at addresses that were given or were good once; where they say that they are now.
+pub async fn find_members(cluster_id: &str, asked: BTreeSet<String>) -> BTreeMap<u64, Addresses> {
+    let asking = asked.into_iter().map(|address| async move {
+        let discover = async {
+            let channel = channel::connect_peer(&address).await.ok()?;
+            let answer = PeersClient::new(channel).discover(v1::DiscoverRequest {}).await.ok()?.into_inner();
+            (answer.cluster_id == cluster_id).then_some((answer.raft_id, answer.addresses?.into()))
+        };
+        tokio::time::timeout(ASK_TIMEOUT, discover).await.ok().flatten()
+    });
+    futures::future::join_all(asking).await.into_iter().flatten().collect()
 }
 
 /// What a new master starts with.
@@ -239,7 +260,8 @@ fn found(plan: &Plan, me: u64, own: &Addresses, round: &Round) -> Option<Beginni
     for answer in round.others() {
         addresses.insert(answer.raft_id, answer.addresses.clone().unwrap_or_default().into());
         if !answer.cluster_id.is_empty() {
-            if answer.founders.contains(&me) {
+            // A cluster that was made anew by force has another id: its founders are history.
+            if answer.founders.contains(&me) && cluster_id_of(&answer.founders) == answer.cluster_id {
                 named = Some(answer.founders.iter().copied().collect());
             }
         } else if answer.expect == plan.expect {
@@ -365,5 +387,8 @@ mod tests {
         assert_eq!(pending_id(dir.path()).unwrap(), id);
         let other = tempfile::tempdir().unwrap();
         assert_ne!(pending_id(other.path()).unwrap(), id);
+        forget_pending(dir.path()).unwrap();
+        forget_pending(dir.path()).unwrap();
+        assert_ne!(pending_id(dir.path()).unwrap(), id, "whoever has voted under it is gone");
     }
 }

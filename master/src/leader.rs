@@ -15,6 +15,10 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// could not have heard proves nothing.
 const LOOK: Duration = Duration::from_secs(1);
 const STALL: Duration = Duration::from_secs(2);
+/// A follower that has kept up for so long is not replaying its log.
+const SETTLED: Duration = Duration::from_secs(60);
+/// For so long at most a leader that has been replaced may go on lending leases.
+const OVERLAP: Duration = Duration::from_secs(3);
 
 /// Runs until the master stops. Acts only while this master leads.
 pub async fn run(cluster: Cluster) {
@@ -22,9 +26,15 @@ pub async fn run(cluster: Cluster) {
     let mut leading_since: Option<Instant> = None;
     let mut seen: Option<Arc<ClusterState>> = None;
     let mut last_look = Instant::now();
+    let mut current_since: Option<Instant> = None;
     loop {
         let now: Published = published.borrow_and_update().clone();
-        if seen.as_ref().is_none_or(|old| !Arc::ptr_eq(old, &now.state)) {
+        // A state that is still being replayed knows nothing of the newest applications: what it does not name may be needed.
+        let current = now.leader || (now.leader_id.is_some() && now.applied == now.committed);
+        let since = current.then(|| *current_since.get_or_insert_with(Instant::now));
+        current_since = since;
+        let settled = now.leader || since.is_some_and(|since| since.elapsed() >= SETTLED);
+        if settled && seen.as_ref().is_none_or(|old| !Arc::ptr_eq(old, &now.state)) {
             tidy(&cluster, seen.as_deref(), &now.state).await;
             seen = Some(now.state.clone());
         }
@@ -125,7 +135,12 @@ fn overdue(
     for worker in state.alive_workers() {
         let signs = soft.worker(&worker.id).filter(|s| s.incarnation == worker.incarnation);
         let heard = signs.map_or(clock.leading_since, |WorkerSigns { last_heartbeat, .. }| last_heartbeat);
-        if due(heard.max(clock.leading_since) + timing.worker_timeout) {
+        // What an earlier leader has lent must have run out, too.
+        let patience = match heard <= clock.leading_since {
+            true => timing.worker_timeout.max(timing.lease() + OVERLAP),
+            false => timing.worker_timeout,
+        };
+        if due(heard.max(clock.leading_since) + patience) {
             commands.push(Command::SetWorkerStatus {
                 id: worker.id.clone(),
                 incarnation: worker.incarnation,

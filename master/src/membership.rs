@@ -1,7 +1,8 @@
 //! Who belongs to the group of masters: what the leader does when one joins, votes, leaves.
 
-use crate::cluster::{Cluster, now_ms, propose_status, rejected, status};
+use crate::cluster::{Cluster, now_ms, rejected, status};
 use crate::consensus::{MembersView, MembershipStep, ProposeError};
+use crate::formation::{Plan, find_members};
 use crate::peers::addresses::Addresses;
 use firesteel_master_core::{ClusterState, Command, FEATURE_LEVEL, Member, Rejection, feature_level_to_set};
 use firesteel_proto::{channel, v1};
@@ -71,6 +72,15 @@ pub async fn join(
         ),
         _ => rejected(&why),
     })?;
+    if request.cluster_id.is_empty() && cluster.members().borrow().voters.contains(&id) {
+        return Err(status(
+            Code::AlreadyExists,
+            format!("member {id:x} votes here, and this master has lost what it voted"),
+            &format!(
+                "let it leave first: submit masters remove {id:x}; then start it with an empty --data-dir"
+            ),
+        ));
+    }
     let known = |view: &MembersView| view.voters.contains(&id) || view.learners.contains(&id);
     if !known(&cluster.members().borrow()) {
         change(cluster, MembershipStep::AddLearner(id)).await?;
@@ -203,6 +213,7 @@ pub fn to_promote(state: &ClusterState, view: &MembersView, now: Instant) -> Opt
 }
 
 pub async fn promote(cluster: &Cluster, id: u64) -> Result<(), Status> {
+    let _alone = cluster.membership_lock().lock().await;
     change(cluster, MembershipStep::AddVoter(id)).await
 }
 
@@ -255,6 +266,8 @@ pub async fn add_voter(cluster: &Cluster, text: &str) -> Result<u64, Status> {
 pub async fn remove(cluster: &Cluster, text: &str) -> Result<u64, Status> {
     cluster.must_lead()?;
     let id = find(cluster, text)?;
+    // Two removals at a time could each find the other's member still there.
+    let _alone = cluster.membership_lock().lock().await;
     let view = fresh_view(cluster, id).await;
     may_remove(&view, id, Instant::now()).map_err(|why| {
         status(
@@ -270,6 +283,10 @@ pub async fn remove(cluster: &Cluster, text: &str) -> Result<u64, Status> {
     }
     if view.voters.contains(&id) || view.learners.contains(&id) {
         change(cluster, MembershipStep::Remove(id)).await?;
+        let mut members = cluster.members();
+        let gone = members.wait_for(|view| !view.voters.contains(&id) && !view.learners.contains(&id));
+        // The view is a tick behind at most; without it the next removal would reckon with this one.
+        let _ = tokio::time::timeout(ASK_PATIENCE, gone).await;
     }
     match cluster.change(Command::RemoveMember { id, at_ms: now_ms() }).await? {
         Ok(_) | Err(Rejection::NoSuchMember(_)) => {}
@@ -376,15 +393,16 @@ pub async fn lead(cluster: Cluster, mut forced: bool) {
         let published = cluster.published().borrow().clone();
         if published.leader {
             let mut commands = Vec::new();
-            if std::mem::take(&mut forced) {
+            if forced {
                 let others = published.state.members().map(|m| m.id).filter(|id| *id != cluster.member_id());
                 commands.extend(others.map(|id| Command::RemoveMember { id, at_ms: now_ms() }));
             }
             if let Some(level) = feature_level_to_set(&published.state) {
                 commands.push(Command::SetFeatureLevel { level });
             }
-            if let Err(error) = cluster.propose(commands).await {
-                tracing::debug!(%error, "cannot change the members' records now");
+            match cluster.propose(commands).await {
+                Ok(_) => forced = false,
+                Err(error) => tracing::debug!(%error, "cannot change the members' records now"),
             }
             if let Some(id) = to_promote(&published.state, &view, Instant::now()) {
                 match promote(&cluster, id).await {
@@ -400,15 +418,24 @@ pub async fn lead(cluster: Cluster, mut forced: bool) {
     }
 }
 
-/// Keeps this master's own addresses in the replicated state right, whoever leads.
-pub async fn announce(cluster: Cluster, non_voter: bool) {
+/// Keeps this master's own addresses in the replicated state right, whoever leads; and while it hears of no leader, looks for
+/// the others where they may be.
+pub async fn announce(cluster: Cluster, own: Addresses, plan: Plan) {
     const PAUSE: Duration = Duration::from_millis(200);
+    const PAUSE_MAX: Duration = Duration::from_secs(5);
+    /// Longer than an election takes.
+    const LONELY: Duration = Duration::from_secs(4);
     let version = env!("CARGO_PKG_VERSION");
     let me = cluster.member_id();
-    let Some(own) = cluster.addresses().get(me) else { return };
     let mut published = cluster.published();
+    let mut pause = PAUSE;
+    let mut told = String::new();
+    let mut leader_seen = Instant::now();
     loop {
         let now = published.borrow_and_update().clone();
+        if now.leader_id.is_some() {
+            leader_seen = Instant::now();
+        }
         let known = now.state.member(me).is_some_and(|m| {
             m.raft_address == own.raft
                 && m.client_address == own.client
@@ -416,19 +443,30 @@ pub async fn announce(cluster: Cluster, non_voter: bool) {
                 && m.version == version
                 && m.feature_level == FEATURE_LEVEL
         });
-        if known {
+        let lonely = leader_seen.elapsed() >= LONELY;
+        if known && !lonely {
+            pause = PAUSE;
             tokio::select! {
                 () = cluster.stopping().cancelled() => return,
                 changed = published.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(LONELY), if now.leader_id.is_none() => {}
             }
             continue;
         }
-        let non_voter = now.state.member(me).map_or(non_voter, |m| m.non_voter);
+        if lonely {
+            let good_once =
+                cluster.addresses().all().into_iter().filter(|(id, _)| *id != me).map(|(_, a)| a.raft);
+            let asked = good_once.chain(plan.join.iter().cloned()).collect();
+            let found = find_members(cluster.cluster_id(), asked).await;
+            cluster.addresses().learn(found.into_iter().filter(|(id, _)| *id != me));
+        }
+        let non_voter = now.state.member(me).map_or(plan.non_voter, |m| m.non_voter);
         let said = if now.leader {
             let put = put_member(me, &own, version, FEATURE_LEVEL, non_voter);
-            match cluster.propose(vec![put]).await {
-                Ok(_) => Ok(()),
-                Err(error) => Err(propose_status(&error)),
+            match cluster.change(put).await {
+                Ok(Ok(_)) => Ok(()),
+                Ok(Err(why)) => Err(rejected(&why)),
+                Err(status) => Err(status),
             }
         } else {
             let request = v1::JoinRequest {
@@ -441,12 +479,22 @@ pub async fn announce(cluster: Cluster, non_voter: bool) {
             };
             ask_any(&cluster, request).await
         };
-        if let Err(status) = said {
-            tracing::debug!(reason = status.message(), "cannot tell the leader this master's addresses yet");
+        match said {
+            Ok(()) => leader_seen = Instant::now(),
+            Err(status) => {
+                if status.code() == Code::PermissionDenied {
+                    cluster.removed();
+                }
+                let reason = status.message();
+                if told != reason {
+                    tracing::info!(reason, "cannot tell the leader where this master is; retrying");
+                    reason.clone_into(&mut told);
+                }
+            }
         }
         tokio::select! {
             () = cluster.stopping().cancelled() => return,
-            () = tokio::time::sleep(PAUSE) => {}
+            () = tokio::time::sleep(pause) => pause = (pause * 2).min(PAUSE_MAX),
         }
     }
 }

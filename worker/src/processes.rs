@@ -240,9 +240,14 @@ impl Processes {
             self.known.insert(launch.id.clone(), process);
         }
         let (granted, own) = (launch.grant_index, self.incarnation);
-        if let Some(process) = self.known.get(&launch.id) {
+        if let Some(process) = self.known.get_mut(&launch.id) {
             let known = process.grant_index;
-            return if granted == known { Ok(()) } else { Err(Ignored::Grant { granted, known }) };
+            if granted != known {
+                return Err(Ignored::Grant { granted, known });
+            }
+            // A cluster that has got a second master binds what has been running free.
+            process.bound_to_lease = launch.is_bound_to_lease(self.policy);
+            return Ok(());
         }
         if launch.incarnation != 0 && launch.incarnation != own {
             return Err(Ignored::Incarnation { granted: launch.incarnation, own });

@@ -178,6 +178,8 @@ fn is_refusal(code: Code) -> bool {
 async fn report_progress(board: ProgressBoard, to_master: mpsc::Sender<v1::DriverMessage>) {
     use v1::driver_message::Kind;
     let mut changes = board.changes();
+    // A new leader knows nothing of what an earlier one was told.
+    changes.mark_changed();
     loop {
         let kind = match tokio::time::timeout(HEARTBEAT_INTERVAL, changes.changed()).await {
             Ok(Ok(())) => Kind::Progress(board.picture()),

@@ -13,8 +13,11 @@ pub(crate) fn put(state: &mut ClusterState, mut new: Member) -> Result<(), Rejec
         return Err(Rejection::MemberRemoved(new.id));
     }
     let rival = state.members().find(|m| m.raft_address == new.raft_address && m.id != new.id);
-    if let Some(rival) = rival {
-        return Err(Rejection::AddressInUse { address: new.raft_address, member: rival.id });
+    let rival = rival.map(|m| m.id);
+    if let Some(member) = rival
+        && state.member(new.id).is_none()
+    {
+        return Err(Rejection::AddressInUse { address: new.raft_address, member });
     }
     // It could not apply what is proposed to it.
     if new.feature_level < state.feature_level {
@@ -30,6 +33,10 @@ pub(crate) fn put(state: &mut ClusterState, mut new: Member) -> Result<(), Rejec
         new.joined_ms = old.joined_ms;
     }
     state.members.insert(new.id, new);
+    // A member that has moved to another's address is there now; the other tells its own when it is up.
+    if let Some(rival) = rival.and_then(|id| state.members.get_mut(&id)) {
+        rival.raft_address.clear();
+    }
     Ok(())
 }
 
@@ -62,8 +69,11 @@ pub(crate) fn set_non_voter(state: &mut ClusterState, id: u64, non_voter: bool) 
 }
 
 pub(crate) fn remove(state: &mut ClusterState, index: u64, id: u64) -> Result<(), Rejection> {
-    state.members.remove(&id).ok_or(Rejection::NoSuchMember(id))?;
-    state.removed_members.insert(id, index);
+    // Also one that has never told its addresses must not come back.
+    let known = state.members.remove(&id).is_some();
+    if state.removed_members.insert(id, index).is_some() && !known {
+        return Err(Rejection::NoSuchMember(id));
+    }
     while state.removed_members.len() > MAX_REMOVED_MEMBERS {
         let oldest = state.removed_members.iter().min_by_key(|(_, index)| **index).map(|(id, _)| *id);
         if let Some(oldest) = oldest {

@@ -85,6 +85,11 @@ pub fn refusal(group: &ProgressTracker, change: &ConfChangeV2) -> Option<String>
     result.err().map(|error| error.to_string())
 }
 
+/// Whether an entry carries a change that every member can read.
+pub fn is_membership_change(entry: &Entry) -> bool {
+    conf_change_of(entry).is_ok()
+}
+
 /// The change that an entry carries. An entry without one is Raft's own, which leaves a joint configuration.
 pub fn conf_change_of(entry: &Entry) -> Result<ConfChangeV2, serde_json::Error> {
     if entry.context.is_empty() && entry.data.is_empty() {

@@ -40,7 +40,7 @@ pub use log_store::{
     Batch, Bootstrap, Durability, Identity, Loaded, LogStore, Membership, Position, StoreError,
     random_cluster_id, random_id,
 };
-pub use membership::MembershipStep;
+pub use membership::{MembershipStep, is_membership_change};
 pub use memory_store::{MemoryDisk, MemoryKv, MemorySnapshots, MemoryStore};
 pub use node::{FatalError, RaftTiming, SnapshotPolicy};
 pub use sled_store::{SledKv, SledStore};
@@ -48,7 +48,7 @@ pub use snapshots::{SnapshotDir, SnapshotError, SnapshotStore};
 pub use state_machine::{Fnv1a, StateMachine};
 pub use storage::Storage;
 pub use transport::{NoPeers, Transport, Unreachable};
-pub use view::{MembersView, PeerView};
+pub use view::{LeadProof, MembersView, PeerView};
 
 use firesteel_common::Epoch;
 use firesteel_master_core::ClusterState;
@@ -158,6 +158,7 @@ pub struct Consensus<S: StateMachine = ClusterState> {
     inbox: Arc<Inbox<S>>,
     published: watch::Receiver<Published<S>>,
     members: watch::Receiver<Arc<MembersView>>,
+    proof: LeadProof,
     permits: Arc<Semaphore>,
     ended: watch::Receiver<()>,
     identity: Arc<Identity>,
@@ -169,6 +170,7 @@ impl<S: StateMachine> Clone for Consensus<S> {
             inbox: self.inbox.clone(),
             published: self.published.clone(),
             members: self.members.clone(),
+            proof: self.proof.clone(),
             permits: self.permits.clone(),
             ended: self.ended.clone(),
             identity: self.identity.clone(),
@@ -337,6 +339,7 @@ impl<S: StateMachine> Consensus<S> {
             election_timeout: None,
         };
         let (node, Views { published, members }) = Node::new(parts, Instant::now())?;
+        let proof = node.proof();
         let tick = settings.timing.tick;
         let (ended_sender, ended) = watch::channel(());
         thread::Builder::new()
@@ -358,7 +361,7 @@ impl<S: StateMachine> Consensus<S> {
             .map_err(OpenError::Thread)?;
         let permits = Arc::new(Semaphore::new(MAX_COMMANDS_UNDER_WAY));
         let inbox = Arc::new(Inbox(inbox));
-        let group = Self { inbox, published, members, permits, ended, identity };
+        let group = Self { inbox, published, members, proof, permits, ended, identity };
         Ok((group, ConsensusThread { report: reported }))
     }
 
@@ -426,6 +429,11 @@ impl<S: StateMachine> Consensus<S> {
     /// The group as this member sees it. Renewed at most once per tick.
     pub fn members(&self) -> watch::Receiver<Arc<MembersView>> {
         self.members.clone()
+    }
+
+    /// When this member was last sure to lead.
+    pub fn proof(&self) -> &LeadProof {
+        &self.proof
     }
 
     /// The newest state, and notice of every change.

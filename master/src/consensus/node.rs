@@ -11,7 +11,7 @@ use super::replies::{Answer, Outcomes, Reads, Reply, SnapshotWaiters, Waiter};
 use super::snapshots::{SnapshotError, SnapshotStore};
 use super::state_machine::{CommandError, StateMachine, decode_command};
 use super::transport::Transport;
-use super::view::{MembersView, PeerView};
+use super::view::{LeadProof, MembersView, PeerView};
 use super::watchdog::Watchdog;
 use super::{ProposeError, Published};
 use firesteel_common::Epoch;
@@ -215,6 +215,8 @@ pub struct Node<S: StateMachine, L: LogStore, P: SnapshotStore, T> {
     published: watch::Sender<Published<S>>,
     members: watch::Sender<Arc<MembersView>>,
     contacts_published: Instant,
+    /// When this member last led with a majority that it had heard of.
+    proof: LeadProof,
     transport: T,
     watchdog: Watchdog,
     timing: RaftTiming,
@@ -317,6 +319,7 @@ impl<S: StateMachine, L: LogStore, P: SnapshotStore, T: Transport> Node<S, L, P,
             published,
             members,
             contacts_published: now,
+            proof: LeadProof::default(),
             transport,
             watchdog,
             timing,
@@ -419,8 +422,20 @@ impl<S: StateMachine, L: LogStore, P: SnapshotStore, T: Transport> Node<S, L, P,
         if message.get_msg_type() == MessageType::MsgPropose {
             return;
         }
-        // What an old term sends may have been under way for long.
-        if message.term >= self.raw.raft.term {
+        // Raft would end the process over a commit index that it cannot have been told of by an honest leader.
+        if message.get_msg_type() == MessageType::MsgHeartbeat
+            && message.commit > self.raw.raft.raft_log.last_index()
+        {
+            tracing::warn!(
+                from = message.from,
+                "a heartbeat speaks of entries that were never sent: ignored"
+            );
+            return;
+        }
+        // What an old term sends may have been under way for long; strangers are not remembered.
+        let known =
+            self.raw.raft.prs().get(message.from).is_some() || message.from == self.raw.raft.leader_id;
+        if message.term >= self.raw.raft.term && known {
             self.contacts.insert(message.from, self.now);
         }
         if let Err(error) = self.raw.step(message) {
@@ -804,6 +819,10 @@ impl<S: StateMachine, L: LogStore, P: SnapshotStore, T: Transport> Node<S, L, P,
         self.reads.answer(self.applied.index);
     }
 
+    pub fn proof(&self) -> LeadProof {
+        self.proof.clone()
+    }
+
     fn renew_view(&mut self) {
         let raft = &self.raw.raft;
         let group = raft.prs();
@@ -827,6 +846,9 @@ impl<S: StateMachine, L: LogStore, P: SnapshotStore, T: Transport> Node<S, L, P,
             }
             leader => self.lives(leader),
         };
+        if leads && quorum {
+            self.proof.renew(self.now);
+        }
         let log = &self.raw.store().log;
         let view = MembersView {
             term: raft.term,

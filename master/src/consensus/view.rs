@@ -2,7 +2,8 @@
 
 use super::log_store::Position;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct MembersView {
@@ -48,5 +49,21 @@ impl MembersView {
             view
         };
         without(self) == without(other)
+    }
+}
+
+/// When this member was last sure to lead. Kept beside the published views, whose reader could not tell a loop that hangs in
+/// a write from one that has nothing to say. Cloning shares it.
+#[derive(Debug, Clone, Default)]
+pub struct LeadProof(Arc<Mutex<Option<Instant>>>);
+
+impl LeadProof {
+    pub(super) fn renew(&self, now: Instant) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+    }
+
+    /// Whether the proof is not older than this.
+    pub fn within(&self, age: Duration) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() <= age)
     }
 }

@@ -11,6 +11,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 #[derive(Debug, Clone, Default)]
 pub struct AddressBook {
     entries: Arc<RwLock<BTreeMap<u64, Addresses>>>,
+    /// What the state said last: only its changes count, or it would take back what has been learned since.
+    recorded: Arc<RwLock<BTreeMap<u64, Addresses>>>,
 }
 
 /// `HOST:PORT` each, and the page's URL.
@@ -66,17 +68,27 @@ impl AddressBook {
         entries.len() != before
     }
 
-    /// Takes over what a new state says; whether anything was new.
-    pub fn follow(&self, published: &Published) -> bool {
-        let members = published.state.members().map(|member| {
-            let addresses = Addresses {
-                raft: member.raft_address.clone(),
-                client: member.client_address.clone(),
-                ui_url: member.ui_url.clone(),
-            };
-            (member.id, addresses)
-        });
-        let learned = self.learn(members);
+    /// Takes over what has changed in the state; whether anything was new. Where this master itself is, `me`, it knows best.
+    pub fn follow(&self, me: u64, published: &Published) -> bool {
+        let others = published.state.members().filter(|m| m.id != me && !m.raft_address.is_empty());
+        let members: BTreeMap<u64, Addresses> = others
+            .map(|member| {
+                let addresses = Addresses {
+                    raft: member.raft_address.clone(),
+                    client: member.client_address.clone(),
+                    ui_url: member.ui_url.clone(),
+                };
+                (member.id, addresses)
+            })
+            .collect();
+        let mut recorded = self.recorded.write().unwrap_or_else(PoisonError::into_inner);
+        let changed: Vec<_> = members
+            .iter()
+            .filter(|(id, addresses)| recorded.get(*id) != Some(*addresses))
+            .map(|(id, addresses)| (*id, addresses.clone()))
+            .collect();
+        let learned = self.learn(changed);
+        *recorded = members;
         self.forget(|id| published.state.is_removed_member(id)) || learned
     }
 }

@@ -74,6 +74,7 @@ pub async fn obtain(cluster: &Cluster, sha256: &str) -> Result<bool, Status> {
     if cluster.artifacts().contains(sha256).await {
         return Ok(true);
     }
+    let mut unsure = None;
     let others = cluster.addresses().all().into_keys().filter(|id| *id != cluster.member_id());
     for id in others {
         match tokio::time::timeout(COPY_TIMEOUT, get(cluster, id, sha256)).await {
@@ -82,13 +83,16 @@ pub async fn obtain(cluster: &Cluster, sha256: &str) -> Result<bool, Status> {
                 return Ok(true);
             }
             Ok(Err(status)) if status.code() == Code::NotFound => {}
-            Ok(Err(status)) => {
-                tracing::debug!(sha256, from = %format!("{id:x}"), reason = status.message(), "no artifact from there");
-            }
-            Err(_) => tracing::debug!(sha256, from = %format!("{id:x}"), "no artifact from there in time"),
+            Ok(Err(status)) => unsure = Some(format!("{id:x}: {}", status.message())),
+            Err(_) => unsure = Some(format!("{id:x} does not answer")),
         }
     }
-    Ok(false)
+    match unsure {
+        None => Ok(false),
+        Some(why) => {
+            Err(Status::unavailable(format!("not every master could be asked for the script ({why})")))
+        }
+    }
 }
 
 async fn get(cluster: &Cluster, id: u64, sha256: &str) -> Result<(), Status> {

@@ -57,6 +57,11 @@ impl<S: StateMachine> Network<S> {
 impl<S: StateMachine> Transport for Network<S> {
     fn send(&mut self, message: Message) -> Result<(), Unreachable> {
         let to = message.to;
+        if self.addresses.get(to).is_none_or(|a| a.raft.is_empty()) {
+            // Never known, or removed: its link goes, too.
+            self.links.remove(&to);
+            return Err(Unreachable);
+        }
         if message.get_msg_type() != MessageType::MsgSnapshot {
             return self.link(to).try_send(message).map_err(|_| Unreachable);
         }

@@ -172,6 +172,11 @@ impl Peers for PeersService {
             };
             match message {
                 Some(v1::PeerMessage { kind: Some(Kind::Raft(wire)) }) => {
+                    if wire.snapshot.is_some() {
+                        return Err(Status::invalid_argument(
+                            "a snapshot comes in pieces, by DeliverSnapshot",
+                        ));
+                    }
                     connected.inbox.deliver(decode(Some(wire), &hello, Vec::new())?);
                 }
                 Some(_) => {

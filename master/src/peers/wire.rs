@@ -11,6 +11,8 @@ pub enum InvalidRaftMessage {
     Kind(u32),
     #[error("an entry of unknown kind {0}")]
     EntryKind(u32),
+    #[error("it cannot be from an honest member: {0}")]
+    Nonsense(&'static str),
 }
 
 /// The kinds that travel; the others are events inside a member, which nobody may forge from outside. A proposal is made where
@@ -24,8 +26,6 @@ const KINDS: &[(u32, MessageType)] = &[
     (6, MessageType::MsgHeartbeat),
     (7, MessageType::MsgHeartbeatResponse),
     (8, MessageType::MsgTimeoutNow),
-    (9, MessageType::MsgReadIndex),
-    (10, MessageType::MsgReadIndexResp),
     (11, MessageType::MsgRequestPreVote),
     (12, MessageType::MsgRequestPreVoteResponse),
 ];
@@ -80,6 +80,39 @@ fn encode_snapshot(snapshot: &Snapshot) -> v1::RaftSnapshot {
     }
 }
 
+/// Refuses what would make the `raft` crate, which trusts its peers, end the process.
+fn check(message: &Message) -> Result<(), InvalidRaftMessage> {
+    let honest = |holds: bool, what| if holds { Ok(()) } else { Err(InvalidRaftMessage::Nonsense(what)) };
+    honest(message.from != 0 && message.to != 0, "it has no sender or no receiver")?;
+    honest(message.term != 0, "its term is 0, which is for events inside a member")?;
+    let in_order = message.entries.iter().zip(message.index.saturating_add(1)..).all(|(e, i)| e.index == i);
+    honest(in_order && message.index < u64::MAX / 2, "its entries do not follow each other")?;
+    honest(
+        message.entries.iter().all(|e| e.term >= 1 && e.term <= message.term),
+        "an entry of a later term",
+    )?;
+    let changes = message.entries.iter().filter(|e| e.get_entry_type() != EntryType::EntryNormal);
+    honest(
+        changes.into_iter().all(|e| crate::consensus::is_membership_change(e)),
+        "a change of members that says nothing",
+    )?;
+    let is_snapshot = message.get_msg_type() == MessageType::MsgSnapshot;
+    honest(is_snapshot == message.snapshot.is_some(), "a snapshot that is none")?;
+    if is_snapshot {
+        let metadata = message.get_snapshot().get_metadata();
+        let conf = metadata.get_conf_state();
+        honest(metadata.index > 0 && metadata.term > 0, "a snapshot of nothing")?;
+        honest(!conf.voters.is_empty(), "a snapshot without voters")?;
+        let ids: Vec<u64> = conf.voters.iter().chain(&conf.learners).copied().collect();
+        let unique: std::collections::BTreeSet<u64> = ids.iter().copied().collect();
+        honest(
+            unique.len() == ids.len() && !unique.contains(&0),
+            "a snapshot whose members are not told apart",
+        )?;
+    }
+    Ok(())
+}
+
 /// `snapshot_data`: what came in pieces beside the message; empty for all kinds but snapshots.
 pub fn decode(wire: v1::RaftMessage, snapshot_data: Vec<u8>) -> Result<Message, InvalidRaftMessage> {
     let kind =
@@ -104,6 +137,7 @@ pub fn decode(wire: v1::RaftMessage, snapshot_data: Vec<u8>) -> Result<Message, 
     if let Some(snapshot) = wire.snapshot {
         message.set_snapshot(decode_snapshot(snapshot, snapshot_data));
     }
+    check(&message)?;
     Ok(message)
 }
 
@@ -143,9 +177,8 @@ mod tests {
 
     #[test]
     fn every_field_comes_through() {
-        let mut entry = Entry { term: 3, index: 9, data: vec![1, 2].into(), ..Entry::default() };
+        let mut entry = Entry { term: 3, index: 6, data: vec![1, 2].into(), ..Entry::default() };
         entry.context = vec![7].into();
-        entry.set_entry_type(EntryType::EntryConfChangeV2);
         let mut message = Message {
             to: 1,
             from: 2,
@@ -181,6 +214,36 @@ mod tests {
         }
         let forged = v1::RaftMessage { kind: 0, ..Default::default() };
         assert_eq!(decode(forged, vec![]).unwrap_err(), InvalidRaftMessage::Kind(0));
+        let refused = |change: fn(&mut v1::RaftMessage)| {
+            let entry = |index| v1::RaftEntry { term: 2, index, ..Default::default() };
+            let mut wire = v1::RaftMessage {
+                kind: 1,
+                from: 1,
+                to: 2,
+                term: 2,
+                index: 4,
+                entries: vec![entry(5), entry(6)],
+                ..Default::default()
+            };
+            assert!(decode(wire.clone(), vec![]).is_ok());
+            change(&mut wire);
+            assert!(matches!(decode(wire, vec![]), Err(InvalidRaftMessage::Nonsense(_))));
+        };
+        refused(|m| m.from = 0);
+        refused(|m| m.term = 0);
+        refused(|m| m.index = 7);
+        refused(|m| m.entries[1].index = 9);
+        refused(|m| m.entries[1].term = 3);
+        refused(|m| {
+            m.entries[1].kind = 2;
+            m.entries[1].context = b"x".to_vec();
+        });
+        refused(|m| m.kind = 5);
+        refused(|m| {
+            m.kind = 5;
+            m.snapshot =
+                Some(v1::RaftSnapshot { index: 3, term: 1, voters: vec![1, 1], ..Default::default() });
+        });
         let entry = v1::RaftEntry { kind: 9, ..Default::default() };
         let forged = v1::RaftMessage { kind: 1, entries: vec![entry], ..Default::default() };
         assert_eq!(decode(forged, vec![]).unwrap_err(), InvalidRaftMessage::EntryKind(9));

@@ -57,7 +57,9 @@ impl v1::client_server::Client for ClientService {
         self.cluster.must_lead()?;
         let v1::SubmitApplicationRequest { spec, key, ticket } = request.into_inner();
         let spec = convert::application_spec(spec)?;
-        if spec.deploy_mode == DeployMode::Cluster && !obtain(&self.cluster, &spec.artifact).await? {
+        if spec.deploy_mode == DeployMode::Cluster
+            && !obtain(&self.cluster, &spec.artifact).await.unwrap_or(false)
+        {
             return Err(status(
                 Code::FailedPrecondition,
                 format!("the script {} has not been uploaded to this master", spec.artifact),
@@ -66,18 +68,20 @@ impl v1::client_server::Client for ClientService {
         }
         let token = new_token()?;
         tracing::debug!(name = spec.name, user = spec.user, "submission");
-        let command = Command::SubmitApplication { spec, token, key, ticket, at_ms: now_ms() };
+        let command = Command::SubmitApplication { spec, token: token.clone(), key, ticket, at_ms: now_ms() };
         match self.cluster.change(command).await? {
             Ok(Outcome::Submitted { id }) => {
                 tracing::info!(application = %id, "submitted");
                 // A repeated submission has the token of the first.
                 let state = self.cluster.state();
-                let token = state.application(&id).map(|app| app.token.expose().to_owned());
-                let token = token.ok_or_else(|| Status::internal("the submission is not in the state"))?;
+                let first = state.application(&id).map(|app| app.token.expose().to_owned());
+                let first = first.ok_or_else(|| Status::internal("the submission is not in the state"))?;
+                let existed = first != token.expose();
                 Ok(Response::new(v1::SubmitApplicationResponse {
                     ui_url: self.cluster.application_url(&id),
                     application_id: id.to_string(),
-                    token,
+                    token: first,
+                    existed,
                 }))
             }
             Ok(_) => Err(Status::internal("the submission has no id")),

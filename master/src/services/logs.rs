@@ -45,7 +45,9 @@ pub async fn relay(
 ) -> Result<(), Status> {
     let mut published = cluster.published();
     loop {
-        let state = published.borrow_and_update().state.clone();
+        let now = published.borrow_and_update().clone();
+        cluster.leads(&now)?;
+        let state = now.state;
         if let Some(process) = state.process(&wanted.process) {
             match read(&cluster, &state, process, &wanted, &sender).await {
                 // Granted, but its worker has not begun with it.
@@ -60,7 +62,8 @@ pub async fn relay(
         }
         let seen = state.process(&wanted.process).cloned();
         let news = |p: &crate::consensus::Published| {
-            p.state.process(&wanted.process) != seen.as_ref()
+            !p.leader
+                || p.state.process(&wanted.process) != seen.as_ref()
                 || (seen.is_none() && ended(&p.state, wanted.process.application()))
         };
         published.wait_for(news).await.map_err(|_| stopping())?;

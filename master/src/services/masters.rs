@@ -25,7 +25,9 @@ impl v1::masters_server::Masters for MastersService {
         let hint = self.cluster.hint(&published);
         Ok(Response::new(v1::WhoLeadsResponse {
             cluster_id: self.cluster.cluster_id().to_owned(),
-            leading: published.leader,
+            // A lone voter leads however slow its disk is.
+            leading: published.leader
+                && (self.cluster.members().borrow().voters.len() < 2 || self.cluster.surely_leads()),
             leader: hint.leader,
             term: published.epoch.0,
             masters: hint.masters,

@@ -212,7 +212,9 @@ async fn hear(
                     memory_used_mib: report.memory_used_mib,
                 };
                 cluster.soft().heartbeat(&worker.session, usage, Instant::now());
-                worker.heard.send_replace(report.sequence);
+                if cluster.surely_leads() {
+                    worker.heard.send_replace(report.sequence);
+                }
                 let state = cluster.state();
                 let commands = reconcile(&state, &worker.id, worker.incarnation, report.processes, now_ms())?;
                 let outcomes = cluster.propose(commands).await.map_err(|e| cluster.propose_status(e))?;
@@ -256,6 +258,10 @@ async fn tell(
     loop {
         let now = published.borrow_and_update().clone();
         cluster.leads(&now)?;
+        if cluster.members().borrow().voters.len() > 1 && !cluster.surely_leads() {
+            // Cut off or held up: the worker shall look for the leader elsewhere while its lease lasts.
+            return Err(cluster.not_leader());
+        }
         let processes = desired(&now.state, id);
         let changed = last.as_ref() != Some(&(now.epoch, processes.clone()));
         if changed {

@@ -22,6 +22,10 @@ pub async fn submit(run: &Run, reporter: &Reporter) -> Result<SubmitApplicationR
     let leader = run.cluster.leader().await?;
     let mut submission = Submission::new(run, leader.ticket);
     let mut last = match submission.attempt(&leader).await {
+        // Said for the first time, and known: somebody else's driver runs it, or has run it.
+        Ok(answer) if answer.existed && run.settings.spec.deploy_mode == DeployMode::Client => {
+            return Err(already_submitted(&answer.application_id, &run.key));
+        }
         Ok(answer) => return Ok(answer),
         Err(status) if is_worth_repeating(&status) => {
             run.cluster.failed(&leader, Some(&status));
@@ -37,6 +41,12 @@ pub async fn submit(run: &Run, reporter: &Reporter) -> Result<SubmitApplicationR
         Ok(Err(status)) => Err(submission.failure(&status)),
         Err(_) => Err(unconfirmed(submission.sent, &last, &run.key)),
     }
+}
+
+/// A client-mode application runs with the `submit` that handed it in first: a second driver would do everything twice.
+fn already_submitted(id: &str, key: &str) -> Failure {
+    Failure::new(Exit::ApplicationFailed, format!("{id} was submitted with --idempotency-key {key} before"))
+        .hint(format!("submit status {id} shows what became of it; give another run another key"))
 }
 
 /// What to do after a submission that nobody has confirmed.

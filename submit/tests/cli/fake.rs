@@ -280,6 +280,7 @@ impl Client for State {
             seen.keys.push((key, ticket));
         });
         self.answer(SubmitApplicationResponse {
+            existed: false,
             application_id: ID.into(),
             token: "t0ken".into(),
             ui_url: "http://ui/app".into(),
