@@ -70,10 +70,10 @@ pub(crate) fn set_non_voter(state: &mut ClusterState, id: u64, non_voter: bool) 
 
 pub(crate) fn remove(state: &mut ClusterState, index: u64, id: u64) -> Result<(), Rejection> {
     // Also one that has never told its addresses must not come back.
-    let known = state.members.remove(&id).is_some();
-    if state.removed_members.insert(id, index).is_some() && !known {
+    if state.members.remove(&id).is_none() && state.is_removed_member(id) {
         return Err(Rejection::NoSuchMember(id));
     }
+    state.removed_members.insert(id, index);
     while state.removed_members.len() > MAX_REMOVED_MEMBERS {
         let oldest = state.removed_members.iter().min_by_key(|(_, index)| **index).map(|(id, _)| *id);
         if let Some(oldest) = oldest {
