@@ -12,6 +12,7 @@ use firesteel_master_core::{
 };
 use firesteel_proto::{masters::not_leader_status, v1};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
@@ -80,6 +81,7 @@ struct Inner {
     parts: Parts,
     soft: Soft,
     membership: tokio::sync::Mutex<()>,
+    recovering: AtomicBool,
     worker_channels: WorkerChannels,
     /// The explanations of one state: many watchers ask for the same.
     explained: Mutex<Option<(Arc<ClusterState>, Arc<Explanations>)>>,
@@ -91,6 +93,7 @@ impl Cluster {
             parts,
             soft: Soft::new(),
             membership: tokio::sync::Mutex::new(()),
+            recovering: AtomicBool::new(false),
             worker_channels: WorkerChannels::default(),
             explained: Mutex::new(None),
         };
@@ -185,6 +188,16 @@ impl Cluster {
     /// Held over the check and the act of a change of members.
     pub fn membership_lock(&self) -> &tokio::sync::Mutex<()> {
         &self.inner.membership
+    }
+
+    /// Whether a cluster that was made anew by force still has the records of its lost members: nobody can join before they
+    /// are gone.
+    pub fn is_recovering(&self) -> bool {
+        self.inner.recovering.load(Ordering::Relaxed)
+    }
+
+    pub fn set_recovering(&self, recovering: bool) {
+        self.inner.recovering.store(recovering, Ordering::Relaxed);
     }
 
     /// Told by another master that this one has been removed.

@@ -146,6 +146,7 @@ impl Daemon {
             ui_url: ui_url.clone(),
             stopping: stopping.clone(),
         });
+        cluster.set_recovering(config.force_new_cluster);
         presence.begin(Running {
             cluster: cluster.clone(),
             inbox: consensus.peer_inbox(),
@@ -154,7 +155,7 @@ impl Daemon {
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(follow_addresses(cluster.clone(), address_file));
         tasks.spawn(membership::announce(cluster.clone(), own.clone(), config.plan.clone()));
-        tasks.spawn(membership::lead(cluster.clone(), config.force_new_cluster));
+        tasks.spawn(membership::lead(cluster.clone()));
         tasks.spawn(peers::artifacts::keep_complete(cluster.clone()));
         tasks.spawn(leader::run(cluster.clone()));
         let pages = web::router(WebContext {

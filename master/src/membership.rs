@@ -40,6 +40,9 @@ pub async fn join(
     if !cluster.published().borrow().leader {
         return pass_on(cluster, request, forwarded).await;
     }
+    if cluster.is_recovering() {
+        return Err(Status::unavailable("the lost masters are being removed"));
+    }
     let id = request.raft_id;
     let addresses: Addresses =
         request.addresses.ok_or_else(|| Status::invalid_argument("the request lacks addresses"))?.into();
@@ -385,15 +388,16 @@ async fn ask_any(cluster: &Cluster, request: v1::JoinRequest) -> Result<(), Stat
 }
 
 /// What a leader does for the group: lets learners that have caught up vote, and raises the feature level once every member
-/// knows the higher one. `forced`: this master has just been made the only one; the others' records go.
-pub async fn lead(cluster: Cluster, mut forced: bool) {
+/// knows the higher one. After a recovery
+/// by force the lost members' records go.
+pub async fn lead(cluster: Cluster) {
     let mut members = cluster.members();
     loop {
         let view = members.borrow_and_update().clone();
         let published = cluster.published().borrow().clone();
         if published.leader {
             let mut commands = Vec::new();
-            if forced {
+            if cluster.is_recovering() {
                 let others = published.state.members().map(|m| m.id).filter(|id| *id != cluster.member_id());
                 commands.extend(others.map(|id| Command::RemoveMember { id, at_ms: now_ms() }));
             }
@@ -401,7 +405,7 @@ pub async fn lead(cluster: Cluster, mut forced: bool) {
                 commands.push(Command::SetFeatureLevel { level });
             }
             match cluster.propose(commands).await {
-                Ok(_) => forced = false,
+                Ok(_) => cluster.set_recovering(false),
                 Err(error) => tracing::debug!(%error, "cannot change the members' records now"),
             }
             if let Some(id) = to_promote(&published.state, &view, Instant::now()) {
