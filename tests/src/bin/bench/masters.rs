@@ -183,7 +183,12 @@ pub fn chaos(rounds: usize) {
     let mut audit = Audit::default();
     let begin = Instant::now();
     for round in 0..rounds {
+        let before = submitters.acknowledged().len();
         chaos::round(&mut cluster, faults[round % faults.len()]);
+        wait_for("submissions to go on", Duration::from_secs(60), || match submitters.acknowledged().len() {
+            now if now > before + 1 => Ok(()),
+            _ => Err(format!("{:?}", submitters.refused())),
+        });
         wait_for("a list", Duration::from_secs(60), || audit.look(&cluster));
         if (round + 1) % 20 == 0 {
             println!(
