@@ -10,6 +10,8 @@ if [ $# -eq 0 ]; then
     # The tests start the programs, also those of crates that they do not depend on.
     cargo build --release --workspace --locked
     cargo test --release --workspace --locked
+    # Whole clusters under faults, a different one for every seed; a failure prints how to replay it.
+    "${CARGO_TARGET_DIR:-target}/release/simulate" --seeds 5000
 else
     cargo test --release --locked "$@"
 fi
