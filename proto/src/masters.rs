@@ -17,7 +17,7 @@ use v1::masters_client::MastersClient;
 const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Once a master has answered, the others get so long: a machine that is gone says nothing, and must not hold up whoever
 /// looks for the leader that its peers are electing. An answer that comes later is kept for the next look.
-const GRACE: Duration = Duration::from_secs(1);
+const GRACE: Duration = Duration::from_millis(300);
 /// More masters than this are not remembered, and not asked at a time: a cluster has seven at most.
 const MAX_KNOWN: usize = 16;
 

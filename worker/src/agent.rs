@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
 const RETRY_FIRST: Duration = Duration::from_millis(50);
-const RETRY_LAST: Duration = Duration::from_secs(2);
+const RETRY_LAST: Duration = Duration::from_secs(1);
 /// After a registration that has lasted for so long, the leader is looked for again without a pause.
 const STABLE: Duration = Duration::from_secs(1);
 /// A leader that takes no report for so many beats is not waited for.
