@@ -149,8 +149,8 @@ pub fn round(cluster: &mut Cluster, fault: Fault) {
         Fault::OneWay => others.iter().for_each(|other| cluster.lab().cut(leader, *other)),
         Fault::Bridge => cluster.lab().separate(leader, others[0]),
     }
-    // With the bridge the leader still has a majority and may stay.
-    if fault != Fault::Bridge {
+    // With the bridge the leader still has a majority and may stay; one that has handed over may be chosen again at once.
+    if !matches!(fault, Fault::Bridge | Fault::Transfer) {
         wait_for("another leader", LIMIT, || match cluster.leader() {
             now if now != leader => Ok(()),
             now => Err(format!("{now} still leads\n{}", cluster.logs())),
