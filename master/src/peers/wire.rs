@@ -93,7 +93,7 @@ fn check(message: &Message) -> Result<(), InvalidRaftMessage> {
     )?;
     let changes = message.entries.iter().filter(|e| e.get_entry_type() != EntryType::EntryNormal);
     honest(
-        changes.into_iter().all(|e| crate::consensus::is_membership_change(e)),
+        changes.into_iter().all(crate::consensus::is_membership_change),
         "a change of members that says nothing",
     )?;
     let is_snapshot = message.get_msg_type() == MessageType::MsgSnapshot;
