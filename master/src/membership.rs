@@ -498,7 +498,10 @@ pub async fn announce(cluster: Cluster, own: Addresses, plan: Plan) {
         }
         tokio::select! {
             () = cluster.stopping().cancelled() => return,
-            () = tokio::time::sleep(pause) => pause = (pause * 2).min(PAUSE_MAX),
+            // An election is a matter of moments; what is refused, or nobody there to ask, is not.
+            () = tokio::time::sleep(pause) => {
+                pause = if now.leader_id.is_some() || lonely { (pause * 2).min(PAUSE_MAX) } else { PAUSE };
+            }
         }
     }
 }
