@@ -54,6 +54,16 @@ pub async fn join(
     if id == 0 || !addresses.raft.contains(':') || !addresses.client.contains(':') {
         return Err(Status::invalid_argument("a member needs an id and addresses of the form HOST:PORT"));
     }
+    // Before anything is written: a refused master must leave no trace.
+    if request.cluster_id.is_empty() && cluster.members().borrow().voters.contains(&id) {
+        return Err(status(
+            Code::AlreadyExists,
+            format!("member {id:x} votes here, and this master has lost what it voted"),
+            &format!(
+                "let it leave first: submit masters remove {id:x}; then start it with an empty --data-dir"
+            ),
+        ));
+    }
     let put = put_member(id, &addresses, &request.version, request.feature_level, request.non_voter);
     if let Some(stale) = stale_record(cluster, id, &addresses.raft) {
         // Left over from a member that is none any more: it does not hold the address.
@@ -75,15 +85,6 @@ pub async fn join(
         ),
         _ => rejected(&why),
     })?;
-    if request.cluster_id.is_empty() && cluster.members().borrow().voters.contains(&id) {
-        return Err(status(
-            Code::AlreadyExists,
-            format!("member {id:x} votes here, and this master has lost what it voted"),
-            &format!(
-                "let it leave first: submit masters remove {id:x}; then start it with an empty --data-dir"
-            ),
-        ));
-    }
     let known = |view: &MembersView| view.voters.contains(&id) || view.learners.contains(&id);
     if !known(&cluster.members().borrow()) {
         change(cluster, MembershipStep::AddLearner(id)).await?;

@@ -647,7 +647,7 @@ impl<S: StateMachine, L: LogStore, P: SnapshotStore, T: Transport> Node<S, L, P,
             let left = self.raw.propose_conf_change(Vec::new(), ConfChangeV2::default());
             if let Err(error) = left {
                 // A transfer is under way, or too much else; the next round tries again.
-                tracing::debug!(%error, "the joint configuration stays for now");
+                tracing::debug!(%error, "a joint configuration cannot be left in this round; the next one tries again");
             }
         }
     }
