@@ -8,6 +8,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "firesteel/v1/driver.proto",
         "firesteel/v1/masters.proto",
         "firesteel/v1/peers.proto",
+        "firesteel/v1/shuffle.proto",
+        "firesteel/v1/tasks.proto",
     ];
     for file in files {
         println!("cargo::rerun-if-changed={file}");

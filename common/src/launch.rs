@@ -5,7 +5,7 @@
 //! Contract with `firesteel-engine {driver,executor} --launch-fd N [--ready-fd M] LABEL`: the document is read from `N` to
 //! its end; an executor that listens writes `HOST:PORT\n` to `M` and closes it. LABEL is for people who run `ps`.
 
-use crate::{ApplicationId, ExecutorId, OutputFormat, Secret};
+use crate::{ApplicationId, ExecutorId, OutputFormat, Secret, WorkerId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -40,4 +40,18 @@ pub struct ExecutorLaunch {
     pub conf: BTreeMap<String, String>,
     /// A private directory that is removed when the process has ended.
     pub scratch_dir: PathBuf,
+    pub shuffle: ShuffleLaunch,
+}
+
+/// Where an executor leaves its map outputs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ShuffleLaunch {
+    /// The worker that serves them; on its machine they are read from `dir`.
+    pub worker: WorkerId,
+    /// The application's own directory on this worker; it stays when the executor ends, until the application does.
+    pub dir: PathBuf,
+    /// How much the application may keep there.
+    pub quota_bytes: u64,
+    /// How much of the disk must stay free.
+    pub free_floor_bytes: u64,
 }

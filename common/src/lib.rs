@@ -9,13 +9,14 @@ mod master_url;
 mod memory;
 mod resources;
 mod secret;
+pub mod shuffle;
 
 pub use application::{
     ApplicationSpec, ApplicationState, DeployMode, ExecutorCount, ExecutorState, InvalidSpec, OutputFormat,
     ProcessEnd, WorkerStatus,
 };
 pub use ids::{ApplicationId, Epoch, ExecutorId, InvalidId, ProcessId, WorkerId};
-pub use launch::{DriverLaunch, ExecutorLaunch};
+pub use launch::{DriverLaunch, ExecutorLaunch, ShuffleLaunch};
 pub use master_url::{DEFAULT_MASTER_PORT, InvalidMasterUrl, MasterUrl};
 pub use memory::{InvalidMemorySize, MemorySize};
 pub use resources::Resources;
