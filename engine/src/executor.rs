@@ -2,11 +2,13 @@
 
 use crate::session::{self, option_header};
 use crate::settings::{InvalidSetting, Settings};
+use crate::tasks::{TaskRunner, TaskService};
 use crate::transport::{ApplicationChannels, InvalidToken, RequireToken};
 use datafusion::error::DataFusionError;
 use datafusion::execution::SessionState;
 use datafusion_distributed::{DistributedExt, Worker, WorkerQueryContext, WorkerSessionBuilder};
 use firesteel_common::ExecutorLaunch;
+use firesteel_proto::v1::tasks_server::TasksServer;
 use std::fs::File;
 use std::io::{self, Write};
 use tokio::net::TcpListener;
@@ -53,6 +55,11 @@ pub async fn run(launch: ExecutorLaunch, ready: Option<File>) -> Result<(), Exec
     let memory = launch.memory_mib.saturating_mul(1 << 20);
     let runtime = session::runtime(&settings, Some(memory), &launch.scratch_dir)?;
     let channels = ApplicationChannels::new(&launch.token)?;
+    let tasks = TaskService::new(TaskRunner::new(&launch, &settings, runtime.clone(), channels.clone())?);
+    // Plans and inline outputs have no natural limit.
+    let tasks =
+        TasksServer::new(tasks).max_decoding_message_size(usize::MAX).max_encoding_message_size(usize::MAX);
+    let tasks = InterceptedService::new(tasks, RequireToken::new(launch.token.clone()));
     let worker = Worker::from_session_builder(TaskSessions { channels }).with_runtime_env(runtime);
     let service = InterceptedService::new(worker.into_worker_server(), RequireToken::new(launch.token));
 
@@ -66,6 +73,7 @@ pub async fn run(launch: ExecutorLaunch, ready: Option<File>) -> Result<(), Exec
     }
     firesteel_proto::channel::server()
         .add_service(service)
+        .add_service(tasks)
         .serve_with_incoming(firesteel_proto::channel::incoming(listener))
         .await?;
     Ok(())

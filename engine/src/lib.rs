@@ -8,6 +8,8 @@ pub mod output;
 pub mod sample_data;
 pub mod session;
 pub mod settings;
+pub mod shuffle;
 pub mod sql;
 pub mod store;
+pub mod tasks;
 pub mod transport;
