@@ -1,0 +1,72 @@
+//! What the scheduler wants done.
+
+use crate::{AttemptId, ExecutorId, JobError, JobId, Place, StageId};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Run this. All outputs that it reads are there now ([`crate::Scheduler::output`]).
+    Launch {
+        attempt: AttemptId,
+        executor: ExecutorId,
+        hints: Hints,
+    },
+    /// Run all of these at once: every task of every stage of a region of several. Attempts of one launch read each
+    /// other's streams, never those of another launch.
+    LaunchRegion {
+        job: JobId,
+        attempts: Vec<(AttemptId, ExecutorId)>,
+        hints: Hints,
+    },
+    /// Stop it; whatever it reports is ignored.
+    Cancel {
+        attempt: AttemptId,
+        executor: ExecutorId,
+        why: CancelReason,
+    },
+    /// Nobody will read this output.
+    Discard {
+        attempt: AttemptId,
+        place: Place,
+    },
+    /// This output of a result stage may be read.
+    ResultReady {
+        attempt: AttemptId,
+    },
+    /// All outputs of the stage are there. Said again when some had to be made again.
+    StageFinished {
+        job: JobId,
+        stage: StageId,
+    },
+    /// All results are there. Said again when one got lost, before it was delivered, and was made again.
+    JobFinished {
+        job: JobId,
+    },
+    JobFailed {
+        error: JobError,
+    },
+    /// Nobody will read any output of this job: remove all of its files wherever they are, also those of attempts that
+    /// report later.
+    DiscardJob {
+        job: JobId,
+    },
+}
+
+/// What an attempt should know of those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Hints {
+    /// An attempt at the same task (or region) needed more memory than there was: use operators that spill.
+    pub out_of_memory_before: bool,
+    /// Another attempt at the same task is still running.
+    pub speculative: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CancelReason {
+    /// Another attempt was first.
+    LostRace,
+    /// Its region starts again.
+    RegionRestarts,
+    /// It reads outputs of a stage that is not repeatable and runs again.
+    InputsReplaced,
+    JobEnded,
+}
