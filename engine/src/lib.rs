@@ -1,5 +1,6 @@
 //! The engine: the only crate that links DataFusion. Driver, executor, and the SQL scripts they run.
 
+pub mod cli;
 pub mod driver;
 pub mod executor;
 pub mod launch;

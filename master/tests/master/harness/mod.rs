@@ -75,7 +75,7 @@ impl Master {
         soon("leadership", published.wait_for(|p| p.leader)).await.unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let running = tokio::spawn(async move {
-            daemon.run(async { drop(stopped.await) }).await.expect("it ends in order");
+            daemon.run(Box::pin(async { drop(stopped.await) })).await.expect("it ends in order");
         });
         Self { dir, arguments, address, stop, running }
     }

@@ -1,9 +1,7 @@
 //! The services of a master in this process, on any free port, with a state of its own.
 
-mod harness;
-
+use crate::harness::{self, FakeWorker, Master, client_spec, cluster_spec};
 use firesteel_proto::v1;
-use harness::{FakeWorker, Master, client_spec, cluster_spec};
 use std::time::Duration;
 use tonic::Code;
 use v1::{ApplicationState, ExecutorState};

@@ -1,15 +1,13 @@
 //! The real worker among several masters: who leads changes, and leases run out.
 
-mod support;
-
+use crate::support::master::{Heard, Master, bound, cluster_url, driver, executor, supervised};
+use crate::support::worker::{Bench, Worker, exists, get};
+use crate::support::{eventually, is_alive, kill};
 use firesteel_proto::masters::not_leader_status;
 use firesteel_proto::v1;
 use firesteel_proto::v1::ExecutorState::{Killed, Launching, Running};
 use firesteel_proto::v1::process_end::Kind;
 use rustix::process::Signal;
-use support::master::{Heard, Master, bound, cluster_url, driver, executor, supervised};
-use support::worker::{Bench, Worker, exists, get};
-use support::{eventually, is_alive, kill};
 
 const SCRIPT: &[u8] = b"SELECT 1;";
 /// Of [`SCRIPT`].

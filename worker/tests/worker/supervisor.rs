@@ -1,7 +1,6 @@
 //! The real `firesteel-supervisor` with small shell payloads.
 
-mod support;
-
+use crate::support::{eventually, is_alive, kill, pids, written};
 use firesteel_common::Secret;
 use firesteel_worker::supervisor::spec::{End, Report, Spec, command};
 use rustix::process::Signal;
@@ -10,7 +9,6 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use support::{eventually, is_alive, kill, pids, written};
 
 const TOKEN: &str = "token-7c1f-secret";
 

@@ -1,15 +1,13 @@
 //! The real worker against a master of the test's own.
 
-mod support;
-
+use crate::support::master::{Master, driver, executor};
+use crate::support::worker::{Bench, Worker, exists, get};
+use crate::support::{LIMIT, eventually, is_alive, kill, pids};
 use firesteel_proto::v1;
 use firesteel_proto::v1::ExecutorState::{Exited, Failed, Killed, Running};
 use firesteel_proto::v1::process_end::Kind;
 use firesteel_proto::v1::worker_logs_client::WorkerLogsClient;
 use rustix::process::Signal;
-use support::master::{Master, driver, executor};
-use support::worker::{Bench, Worker, exists, get};
-use support::{LIMIT, eventually, is_alive, kill, pids};
 use tonic::{Code, Status};
 
 const SCRIPT: &[u8] = b"SELECT 1;";
