@@ -18,11 +18,31 @@ pub enum Compression {
     Zstd,
 }
 
+/// How queries run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Whichever of the others fits the query.
+    Auto,
+    /// All stages at once, joined by streams.
+    Pipelined,
+    /// Stage after stage, joined by map outputs that survive executors.
+    Staged,
+}
+
 /// What the settings of an application mean to its driver and executors.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// Relative paths in a script are relative to this: the directory in which the user ran `submit`.
     pub working_directory: Option<PathBuf>,
+    pub mode: Mode,
+    /// How many bytes of files a task of a staged query shall scan.
+    pub task_bytes: usize,
+    /// The most tasks that a stage is cut into.
+    pub stage_tasks_max: usize,
+    /// How often a task may fail before its query does.
+    pub task_attempts_max: u32,
+    /// Whether slow tasks get a second copy.
+    pub speculation: bool,
     /// Result bytes held back before the first row is shown; until then a query can start again unseen.
     pub result_buffer_bytes: u64,
     /// How often a query starts again after it lost an executor.
@@ -32,8 +52,8 @@ pub struct Settings {
     pub compression: Compression,
     /// Part of the executor's memory that operators may use before they spill.
     pub memory_fraction: f64,
-    /// How many bytes of files a partition shall scan: a scan is spread over more executors the smaller this is.
-    pub scan_bytes_per_partition: usize,
+    /// How many bytes of files a partition shall scan, in any mode; `None` leaves it to the mode.
+    pub scan_bytes_per_partition: Option<usize>,
     /// Options for `s3://`, `gs://`, `az://`, `http(s)://` stores, by `object_store`'s names (`aws_region`, …).
     pub store_options: Vec<(String, String)>,
     /// `datafusion.*` options.
@@ -54,7 +74,8 @@ pub enum InvalidSetting {
 const KEYS: &[(&str, &str)] = &[
     (
         "firesteel.execution.mode",
-        "pipelined: the whole query runs at once and starts again when an executor is lost",
+        "auto, pipelined (the whole query runs at once and starts again when an executor is lost) or staged (stage after \
+         stage; only what is lost runs again; larger than memory) (default auto)",
     ),
     (
         "firesteel.execution.maxRestarts",
@@ -66,8 +87,18 @@ const KEYS: &[(&str, &str)] = &[
         "firesteel.result.bufferSize",
         "result bytes held back so that a query can start again unseen (default 16m)",
     ),
-    ("firesteel.scan.bytesPerPartition", "bytes of files per partition of a scan, such as 16m (default 16m)"),
+    (
+        "firesteel.scan.bytesPerPartition",
+        "bytes of files per partition of a scan, in any mode, such as 16m (default: the mode decides)",
+    ),
     ("firesteel.shuffle.compression", "auto, none, lz4 or zstd (default auto)"),
+    ("firesteel.staged.bytesPerTask", "bytes of files that a task of a staged query scans (default 128m)"),
+    ("firesteel.staged.maxTasks", "the most tasks that a stage is cut into (default 1000)"),
+    (
+        "firesteel.speculation",
+        "true or false: start a second copy of slow tasks of a staged query (default true)",
+    ),
+    ("firesteel.task.maxFailures", "how often a task may fail before its query does (default 4)"),
     (
         "firesteel.submit.workingDirectory",
         "directory that relative paths in the script start from (set by submit)",
@@ -79,12 +110,17 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             working_directory: None,
+            mode: Mode::Auto,
+            task_bytes: 128 << 20,
+            stage_tasks_max: 1000,
+            task_attempts_max: 4,
+            speculation: true,
             result_buffer_bytes: 16 << 20,
             max_restarts: 4,
             executor_wait_secs: 120,
             compression: Compression::Auto,
             memory_fraction: 0.7,
-            scan_bytes_per_partition: 16 << 20,
+            scan_bytes_per_partition: None,
             store_options: Vec::new(),
             datafusion: Vec::new(),
         }
@@ -105,9 +141,12 @@ impl Settings {
         let bad = |expected| InvalidSetting::Value { key: key.to_owned(), value: value.to_owned(), expected };
         match key {
             "firesteel.execution.mode" => {
-                if value != "pipelined" {
-                    return Err(bad("pipelined"));
-                }
+                self.mode = match value {
+                    "auto" => Mode::Auto,
+                    "pipelined" => Mode::Pipelined,
+                    "staged" => Mode::Staged,
+                    _ => return Err(bad("auto, pipelined or staged")),
+                };
             }
             "firesteel.execution.maxRestarts" => {
                 self.max_restarts = value.parse().map_err(|_| bad("a whole number"))?;
@@ -126,7 +165,26 @@ impl Settings {
                 self.result_buffer_bytes = size.bytes();
             }
             "firesteel.scan.bytesPerPartition" => {
-                self.scan_bytes_per_partition = bytes(value).ok_or_else(|| bad("a size like 64k or 16m"))?;
+                self.scan_bytes_per_partition =
+                    Some(bytes(value).ok_or_else(|| bad("a size like 64k or 16m"))?);
+            }
+            "firesteel.speculation" => {
+                self.speculation = value.parse().map_err(|_| bad("true or false"))?;
+            }
+            "firesteel.staged.bytesPerTask" => {
+                self.task_bytes = bytes(value).ok_or_else(|| bad("a size like 64k or 128m"))?;
+            }
+            "firesteel.staged.maxTasks" => {
+                self.stage_tasks_max = match value.parse() {
+                    Ok(tasks @ 1..=100_000) => tasks,
+                    _ => return Err(bad("a whole number from 1 to 100000")),
+                };
+            }
+            "firesteel.task.maxFailures" => {
+                self.task_attempts_max = match value.parse() {
+                    Ok(attempts @ 1..) => attempts,
+                    _ => return Err(bad("a whole number from 1")),
+                };
             }
             "firesteel.shuffle.compression" => {
                 self.compression = match value {

@@ -11,6 +11,8 @@ pub struct Executor {
     pub state: ExecutorState,
     /// `HOST:PORT`; empty until it runs.
     pub address: String,
+    /// The worker that it runs under, which keeps its map outputs.
+    pub worker: String,
     pub host: String,
     pub resources: Resources,
     /// How it ended, in words.

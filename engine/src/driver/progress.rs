@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 
 /// Pictures are kept small: the first so many tasks of a stage are told one by one.
-const TASKS_TOLD_MAX: usize = 1000;
+pub const TASKS_TOLD_MAX: usize = 1000;
 const DESCRIPTION_CHARS_MAX: usize = 200;
 
 /// Shared by whoever learns something about the work; every change wakes the link to the master.
@@ -111,6 +111,15 @@ impl ProgressBoard {
                 TaskState::Running => task.started_ms = now_ms(),
                 TaskState::Succeeded | TaskState::Failed => task.ended_ms = now_ms(),
                 TaskState::Pending | TaskState::Unspecified => {}
+            }
+        });
+    }
+
+    /// The tasks of one stage as they are now.
+    pub fn stage_tasks(&self, id: u32, stage: u32, tasks: Vec<TaskProgress>) {
+        self.change_job(id, |job| {
+            if let Some(told) = job.stages.iter_mut().find(|s| s.id == stage) {
+                told.tasks = tasks;
             }
         });
     }

@@ -186,6 +186,9 @@ impl Reading {
         if total.is_some_and(|total| offset >= total) {
             return Ok(None);
         }
+        if address.is_empty() {
+            return Err(self.lost("its worker is gone"));
+        }
         let gate = Arc::clone(&self.reader.gate);
         let _permit = gate.acquire().await;
         let mut pauses = REMOTE_PAUSES.iter();

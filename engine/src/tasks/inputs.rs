@@ -44,18 +44,13 @@ enum Place {
     Worker { worker: Arc<str>, address: Arc<str> },
 }
 
-/// A description that contradicts itself.
-#[derive(Debug, thiserror::Error)]
-#[error("location {0} of an input is not among the task's locations")]
-pub struct UnknownLocation(u32);
-
 impl TaskInputs {
     pub fn new(
         reader: OutputReader,
         query: u128,
         inputs: Vec<v1::StageInput>,
         locations: &[v1::Location],
-    ) -> Result<Self, UnknownLocation> {
+    ) -> Self {
         let locations: Vec<(Arc<str>, Arc<str>)> =
             locations.iter().map(|l| (l.worker_id.as_str().into(), l.address.as_str().into())).collect();
         let mut stages = HashMap::new();
@@ -67,10 +62,10 @@ impl TaskInputs {
                         output.inline.into_iter().map(|p| (p.partition as usize, p.bytes.into())).collect(),
                     ),
                     false => {
-                        let (worker, address) = locations
-                            .get(output.location as usize)
-                            .cloned()
-                            .ok_or(UnknownLocation(output.location))?;
+                        // Without a location it is lost, which is found out when it is read.
+                        let nowhere = || (Arc::from(""), Arc::from(""));
+                        let (worker, address) =
+                            locations.get(output.location as usize).cloned().unwrap_or_else(nowhere);
                         Place::Worker { worker, address }
                     }
                 };
@@ -79,7 +74,7 @@ impl TaskInputs {
             let broadcast = (input.broadcast_partitions > 0).then_some(input.broadcast_partitions as usize);
             stages.insert(input.stage as usize, Stage { outputs, broadcast });
         }
-        Ok(Self { reader, query, stages: Arc::new(stages) })
+        Self { reader, query, stages: Arc::new(stages) }
     }
 
     /// The batches of one partition of one task's output.

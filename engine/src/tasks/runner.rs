@@ -3,6 +3,7 @@
 use crate::session::option_header;
 use crate::settings::Settings;
 use crate::shuffle::{OutputDirectory, OutputReader, OutputWriter};
+use crate::sql::write;
 use crate::tasks::failure::classify;
 use crate::tasks::head::Head;
 use crate::tasks::inputs::TaskInputs;
@@ -68,15 +69,15 @@ impl TaskRunner {
 
     async fn attempt(&self, request: v1::RunTask) -> Result<v1::TaskSuccess> {
         let output: OutputId = request.output.parse().map_err(|e| DataFusionError::External(Box::new(e)))?;
-        let inputs = TaskInputs::new(self.reader.clone(), output.query, request.inputs, &request.locations)
-            .map_err(|e| DataFusionError::External(Box::new(e)))?;
+        let inputs = TaskInputs::new(self.reader.clone(), output.query, request.inputs, &request.locations);
         let session = self.session(&request.headers)?;
         let position = DistributedTaskContext {
             task_index: output.task as usize,
             task_count: request.task_count as usize,
         };
         let context = Arc::new(task_context(&session, &output, position, inputs));
-        let head = Head::take(decode(&request.plan, &context)?);
+        let attempt = write::attempt_name(output.stage, output.task, output.attempt);
+        let head = Head::take(write::into_attempt(decode(&request.plan, &context)?, &attempt)?);
         let mut writer = OutputWriter::new(
             output,
             Arc::clone(&self.directory),

@@ -7,6 +7,7 @@ fn executor(number: u32, state: ExecutorState) -> Executor {
         number,
         state,
         address: if state == ExecutorState::Running { format!("h:{number}") } else { String::new() },
+        worker: "w".into(),
         host: "h".into(),
         resources: Resources::new(1, 1024),
         message: "was killed by signal 9 (SIGKILL)".into(),

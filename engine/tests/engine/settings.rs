@@ -17,7 +17,7 @@ fn settings_are_typed() {
     .unwrap();
     assert_eq!(s.result_buffer_bytes, 1 << 20);
     assert_eq!(s.compression, Compression::Zstd);
-    assert_eq!(s.scan_bytes_per_partition, 65_536);
+    assert_eq!(s.scan_bytes_per_partition, Some(65_536));
     assert_eq!(s.store_options, [("aws_region".to_owned(), "eu-1".to_owned())]);
 }
 

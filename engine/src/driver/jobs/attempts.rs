@@ -37,17 +37,18 @@ pub async fn run(channels: ApplicationChannels, address: String, order: Order) -
         Ok(channel) => channel,
         Err(error) => return Outcome::Unknown(crate::sql::run::friendly(&error)),
     };
-    let mut client = TasksClient::new(channel)
-        .max_decoding_message_size(usize::MAX)
-        .max_encoding_message_size(usize::MAX);
+    let mut client =
+        TasksClient::new(channel).max_decoding_message_size(usize::MAX).max_encoding_message_size(usize::MAX);
     let end = async { client.run(request).await?.into_inner().message().await };
     match end.await {
-        Ok(Some(v1::TaskEnd { kind: Some(v1::task_end::Kind::Success(success)) })) => Outcome::Success(success),
-        Ok(Some(v1::TaskEnd { kind: Some(v1::task_end::Kind::Failure(failure)) })) => Outcome::Failure(failure),
-        Ok(_) => Outcome::Unknown("the executor said nothing".to_owned()),
-        Err(status) => {
-            Outcome::Unknown(format!("{}: {}", status.code().description(), status.message()))
+        Ok(Some(v1::TaskEnd { kind: Some(v1::task_end::Kind::Success(success)) })) => {
+            Outcome::Success(success)
         }
+        Ok(Some(v1::TaskEnd { kind: Some(v1::task_end::Kind::Failure(failure)) })) => {
+            Outcome::Failure(failure)
+        }
+        Ok(_) => Outcome::Unknown("the executor said nothing".to_owned()),
+        Err(status) => Outcome::Unknown(format!("{}: {}", status.code().description(), status.message())),
     }
 }
 

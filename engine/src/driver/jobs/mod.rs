@@ -11,4 +11,4 @@ mod runner;
 
 pub use graph::{Graph, GraphStage, graph};
 pub use query::{StagedQuery, VirtualUrls};
-pub use runner::Jobs;
+pub use runner::{Command, Jobs};

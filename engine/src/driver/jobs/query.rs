@@ -126,6 +126,12 @@ impl StagedQuery {
         self.shared.job
     }
 
+    /// The attempts whose outputs are the result, as tasks name the directories that they write to.
+    pub fn result_attempts(&self) -> Vec<String> {
+        let news = self.shared.news.borrow();
+        news.results.values().map(|(attempt, _)| attempt_name(*attempt)).collect()
+    }
+
     /// Keeps a fragment; the last one starts the job.
     fn keep(&self, headers: HeaderMap, request: SetPlanRequest, context: &Arc<TaskContext>) -> Result<()> {
         let MaybeEncoded::Decoded(plan) = request.plan else { return internal_err!("an encoded fragment") };
@@ -261,6 +267,11 @@ impl ResultStream {
             }
         }
     }
+}
+
+fn attempt_name(attempt: AttemptId) -> String {
+    let TaskId { stage, task, .. } = attempt.task;
+    crate::sql::write::attempt_name(stage.0, task, attempt.attempt)
 }
 
 fn header_map(headers: &HeaderMap) -> BTreeMap<String, String> {

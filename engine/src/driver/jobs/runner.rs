@@ -290,7 +290,11 @@ impl Runner {
         let Some(own) = self.own.upgrade() else { return };
         let Some(address) = self.executors.get(&executor.0).map(|e| e.address.clone()) else {
             let gone = Failure::ExecutorGone("the executor is gone".to_owned());
-            let outcome = Command::Ended { attempt, executor: executor.0, outcome: Outcome::Unknown(format!("{gone:?}")) };
+            let outcome = Command::Ended {
+                attempt,
+                executor: executor.0,
+                outcome: Outcome::Unknown(format!("{gone:?}")),
+            };
             let _ = own.send(outcome);
             return;
         };
@@ -317,7 +321,14 @@ impl Runner {
         let mut inputs = Vec::with_capacity(shape.inputs.len());
         for input in &shape.inputs {
             if !job.inputs.contains_key(input) {
-                let made = stage_input(&self.scheduler, id, *input, job.graph.stages.get(input)?, &job.inline, &places)?;
+                let made = stage_input(
+                    &self.scheduler,
+                    id,
+                    *input,
+                    job.graph.stages.get(input)?,
+                    &job.inline,
+                    &places,
+                )?;
                 job.inputs.insert(*input, made);
             }
             inputs.push(job.inputs.get(input)?.clone());
@@ -440,7 +451,9 @@ impl Runner {
     /// An output could not be read: is it alone, or is everything lost that its worker has?
     fn look_at_host(&mut self, lost: AttemptId, event: Event) {
         let worker = match self.scheduler.output(lost.task) {
-            Some((current, Output { place: Place::Worker(worker), .. })) if current == lost => worker.as_str().to_owned(),
+            Some((current, Output { place: Place::Worker(worker), .. })) if current == lost => {
+                worker.as_str().to_owned()
+            }
             // Already replaced, or never a file.
             _ => return self.tell(event),
         };
@@ -528,7 +541,8 @@ impl Runner {
     }
 
     fn take_pictures(&mut self) {
-        let changed: Vec<JobId> = self.jobs.iter().filter(|(_, job)| job.changed).map(|(id, _)| *id).collect();
+        let changed: Vec<JobId> =
+            self.jobs.iter().filter(|(_, job)| job.changed).map(|(id, _)| *id).collect();
         for job in changed {
             self.picture(job);
         }
