@@ -44,8 +44,8 @@ pub enum Action {
     JobFailed {
         error: JobError,
     },
-    /// Nobody will read any output of this job: remove all of its files wherever they are, also those of attempts that
-    /// report later.
+    /// Nobody will read any output of this job: remove all of its files wherever they are. (An attempt that reports a
+    /// success after this is answered with `Discard`.)
     DiscardJob {
         job: JobId,
     },
@@ -68,5 +68,7 @@ pub enum CancelReason {
     RegionRestarts,
     /// It reads outputs of a stage that is not repeatable and runs again.
     InputsReplaced,
+    /// Nobody needs its output any more.
+    NotNeeded,
     JobEnded,
 }

@@ -16,10 +16,11 @@ pub enum Event {
     Release {
         job: JobId,
     },
-    /// Rows of this task of a result stage have left the driver. Its output is needed no longer, and the task must not run
-    /// again: if it would have to (it was still streaming, or is part of something that starts again), the job fails.
+    /// Rows of this task of a result stage have left the driver: `all` of them, and its output is needed no longer, or
+    /// some. Either way the task must not run again: if it would have to, the job fails.
     Delivered {
         task: TaskId,
+        all: bool,
     },
     /// An executor takes tasks. Said again of one that is up, it changes its slots; one without slots gets nothing new.
     ExecutorUp {
@@ -85,6 +86,6 @@ pub enum Failure {
     /// It was stopped, by whomever. Of an attempt that the scheduler has cancelled it is the expected end.
     Cancelled,
     /// Nothing is known of the attempt: it could not be sent, or the connection broke. Whether the executor is lost is
-    /// another event.
+    /// another event; until it has been heard of it gets nothing for [`crate::Policy::suspicion`].
     ExecutorGone(String),
 }

@@ -24,22 +24,29 @@
 //! that nobody will read is answered with [`Action::Discard`].
 
 mod action;
+mod context;
 mod error;
 mod event;
+mod fleet;
+mod graph;
 mod ids;
+pub mod invariants;
 mod job;
+mod median;
 mod policy;
+mod pools;
 mod progress;
 mod scheduler;
+mod spec;
 
 pub use action::{Action, CancelReason, Hints};
 pub use error::{JobError, JobErrorKind};
 pub use event::{Event, Failure, Output, Place};
 pub use ids::{AttemptId, ExecutorId, JobId, StageId, TaskId, WorkerKey};
-pub use job::{Input, InputKind, JobSpec, StageSpec};
 pub use policy::{Exclusion, JobOrder, Policy, Pool, Speculation};
 pub use progress::{
     AttemptProgress, AttemptState, Cause, Counters, JobProgress, JobState, StageProgress, StageState,
     TaskProgress,
 };
 pub use scheduler::Scheduler;
+pub use spec::{Input, InputKind, JobSpec, StageSpec};

@@ -12,6 +12,8 @@ pub struct Policy {
     /// How often a task may be interrupted by no fault of its own: executors that die, cancellations from outside, and
     /// inputs that it could not read although they had been replaced already.
     pub interruptions_max: u32,
+    /// How long an executor that could not be reached gets nothing, unless it is heard of before.
+    pub suspicion: Duration,
     /// How long a free slot may wait for a task whose inputs are on its machine instead of taking any.
     pub locality_wait: Duration,
     /// A task prefers a worker that holds at least this part of the bytes it reads. Below that, spreading out is worth more.
@@ -28,6 +30,7 @@ impl Default for Policy {
             task_attempts_max: 4,
             stage_attempts_max: 4,
             interruptions_max: 8,
+            suspicion: Duration::from_secs(5),
             locality_wait: Duration::ZERO,
             locality_percent_min: 60,
             exclusion: Some(Exclusion::default()),

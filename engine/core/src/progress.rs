@@ -34,8 +34,6 @@ pub struct StageProgress {
     pub done: u32,
     /// Tasks with an attempt that runs.
     pub running: u32,
-    /// 1, plus how often the unluckiest of its outputs had to be made again.
-    pub stage_attempts: u32,
     /// Of the outputs that are there.
     pub output_bytes: u64,
     pub output_rows: u64,
@@ -100,7 +98,10 @@ pub enum AttemptState {
     Running,
     /// Its output counts, or did until it got lost or was replaced.
     Succeeded,
+    /// By its own doing.
     Failed,
+    /// It could not read an input.
+    InputLost,
     /// The scheduler has cancelled it.
     Cancelled,
     /// It was interrupted. A success that it reports later may still count.
@@ -122,6 +123,62 @@ pub struct Counters {
     /// `launched` is the sum of these and of the attempts that run.
     pub succeeded: u64,
     pub failed: u64,
+    pub input_lost: u64,
     pub cancelled: u64,
     pub interrupted: u64,
+}
+
+impl Counters {
+    pub(crate) fn count_launch(&mut self, cause: Cause) {
+        self.launched += 1;
+        *match cause {
+            Cause::First => &mut self.first,
+            Cause::Failed => &mut self.again_failed,
+            Cause::Interrupted => &mut self.again_interrupted,
+            Cause::InputLost => &mut self.again_input_lost,
+            Cause::OutputLost => &mut self.again_output_lost,
+            Cause::Speculation => &mut self.speculative,
+            Cause::RegionRestarted => &mut self.again_region_restarted,
+            Cause::InputsReplaced => &mut self.again_inputs_replaced,
+        } += 1;
+    }
+
+    pub(crate) fn count_end(&mut self, state: AttemptState) {
+        match state {
+            AttemptState::Running => {}
+            AttemptState::Succeeded => self.succeeded += 1,
+            AttemptState::Failed => self.failed += 1,
+            AttemptState::InputLost => self.input_lost += 1,
+            AttemptState::Cancelled => self.cancelled += 1,
+            AttemptState::Interrupted => self.interrupted += 1,
+        }
+    }
+
+    /// Attempts that have not ended.
+    pub fn running(&self) -> u64 {
+        self.launched - self.succeeded - self.failed - self.input_lost - self.cancelled - self.interrupted
+    }
+}
+
+impl std::ops::Add for Counters {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            launched: self.launched + other.launched,
+            first: self.first + other.first,
+            again_failed: self.again_failed + other.again_failed,
+            again_interrupted: self.again_interrupted + other.again_interrupted,
+            again_input_lost: self.again_input_lost + other.again_input_lost,
+            again_output_lost: self.again_output_lost + other.again_output_lost,
+            again_region_restarted: self.again_region_restarted + other.again_region_restarted,
+            again_inputs_replaced: self.again_inputs_replaced + other.again_inputs_replaced,
+            speculative: self.speculative + other.speculative,
+            succeeded: self.succeeded + other.succeeded,
+            failed: self.failed + other.failed,
+            input_lost: self.input_lost + other.input_lost,
+            cancelled: self.cancelled + other.cancelled,
+            interrupted: self.interrupted + other.interrupted,
+        }
+    }
 }
