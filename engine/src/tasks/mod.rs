@@ -6,6 +6,7 @@
 mod failure;
 mod head;
 mod inputs;
+mod joins;
 mod runner;
 mod service;
 

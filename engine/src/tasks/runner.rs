@@ -7,6 +7,7 @@ use crate::sql::write;
 use crate::tasks::failure::classify;
 use crate::tasks::head::Head;
 use crate::tasks::inputs::TaskInputs;
+use crate::tasks::joins::joins_by_sorting;
 use crate::transport::ApplicationChannels;
 use arrow::ipc::CompressionType;
 use arrow::ipc::writer::IpcWriteOptions;
@@ -77,7 +78,11 @@ impl TaskRunner {
         };
         let context = Arc::new(task_context(&session, &output, position, inputs));
         let attempt = write::attempt_name(output.stage, output.task, output.attempt);
-        let head = Head::take(write::into_attempt(decode(&request.plan, &context)?, &attempt)?);
+        let mut plan = write::into_attempt(decode(&request.plan, &context)?, &attempt)?;
+        if request.sort_merge_joins {
+            plan = joins_by_sorting(plan)?;
+        }
+        let head = Head::take(plan);
         let mut writer = OutputWriter::new(
             output,
             Arc::clone(&self.directory),

@@ -205,7 +205,7 @@ impl Runner {
                 self.tell(Event::Release { job });
                 self.jobs.remove(&job);
             }
-            Command::Delivered(task) => self.tell(Event::Delivered { task }),
+            Command::Delivered(task) => self.tell(Event::Delivered { task, all: true }),
             Command::ResultLost { attempt, message } => {
                 self.look_at_host(attempt, Event::FetchFailed { lost: attempt, message });
             }
