@@ -33,6 +33,7 @@ pub enum ExecutorError {
 /// Builds the session of each task: the application's channels, and the options the driver planned with.
 struct TaskSessions {
     channels: ApplicationChannels,
+    test_functions: bool,
 }
 
 #[async_trait::async_trait]
@@ -45,6 +46,7 @@ impl WorkerSessionBuilder for TaskSessions {
         if let Some(config) = builder.config() {
             option_header::apply(&headers, config.options_mut())?;
         }
+        let builder = session::with_functions(builder, self.test_functions);
         Ok(builder.with_distributed_channel_resolver(self.channels.clone()).build())
     }
 }
@@ -60,7 +62,9 @@ pub async fn run(launch: ExecutorLaunch, ready: Option<File>) -> Result<(), Exec
     let tasks =
         TasksServer::new(tasks).max_decoding_message_size(usize::MAX).max_encoding_message_size(usize::MAX);
     let tasks = InterceptedService::new(tasks, RequireToken::new(launch.token.clone()));
-    let worker = Worker::from_session_builder(TaskSessions { channels }).with_runtime_env(runtime);
+    let worker =
+        Worker::from_session_builder(TaskSessions { channels, test_functions: settings.test_functions })
+            .with_runtime_env(runtime);
     let service = InterceptedService::new(worker.into_worker_server(), RequireToken::new(launch.token));
 
     let listen = |source| ExecutorError::Listen { host: launch.host.clone(), source };

@@ -13,4 +13,5 @@ pub mod shuffle;
 pub mod sql;
 pub mod store;
 pub mod tasks;
+pub mod test_functions;
 pub mod transport;

@@ -54,6 +54,8 @@ pub struct Settings {
     pub memory_fraction: f64,
     /// How many bytes of files a partition shall scan, in any mode; `None` leaves it to the mode.
     pub scan_bytes_per_partition: Option<usize>,
+    /// Whether the SQL functions for tests are there ([`crate::test_functions`]).
+    pub test_functions: bool,
     /// Options for `s3://`, `gs://`, `az://`, `http(s)://` stores, by `object_store`'s names (`aws_region`, …).
     pub store_options: Vec<(String, String)>,
     /// `datafusion.*` options.
@@ -121,6 +123,7 @@ impl Default for Settings {
             compression: Compression::Auto,
             memory_fraction: 0.7,
             scan_bytes_per_partition: None,
+            test_functions: false,
             store_options: Vec::new(),
             datafusion: Vec::new(),
         }
@@ -179,6 +182,9 @@ impl Settings {
                     Ok(tasks @ 1..=100_000) => tasks,
                     _ => return Err(bad("a whole number from 1 to 100000")),
                 };
+            }
+            "firesteel.test.functions" => {
+                self.test_functions = value.parse().map_err(|_| bad("true or false"))?;
             }
             "firesteel.task.maxFailures" => {
                 self.task_attempts_max = match value.parse() {

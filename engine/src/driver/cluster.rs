@@ -132,10 +132,9 @@ impl ClusterBackend {
             board: self.board.clone(),
             region: Arc::clone(&self.region),
         };
-        let state = SessionStateBuilder::new()
-            .with_default_features()
-            .with_config(config)
-            .with_runtime_env(runtime)
+        let builder =
+            SessionStateBuilder::new().with_default_features().with_config(config).with_runtime_env(runtime);
+        let state = session::with_functions(builder, self.settings.test_functions)
             .with_distributed_worker_resolver(PlannedTasks(Arc::clone(&self.current)))
             .with_distributed_channel_resolver(channels)
             .with_distributed_route_tasks_handler(move |event: RouteTasksEvent| {

@@ -16,8 +16,9 @@ use std::sync::Arc;
 pub fn joins_by_sorting(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
     let plan = plan.transform_up(|node| {
         let Some(join) = node.downcast_ref::<HashJoinExec>() else { return Ok(Transformed::no(node)) };
-        let replaceable =
-            *join.partition_mode() == PartitionMode::Partitioned && !join.null_aware && join.fetch().is_none();
+        let replaceable = *join.partition_mode() == PartitionMode::Partitioned
+            && !join.null_aware
+            && join.fetch().is_none();
         match replaceable.then(|| by_sorting(join)).transpose()?.flatten() {
             Some(replaced) => Ok(Transformed::yes(replaced)),
             None => Ok(Transformed::no(node)),

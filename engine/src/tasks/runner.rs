@@ -1,6 +1,6 @@
 //! Runs attempts: decodes the fragment, connects its inputs, executes it, writes its output.
 
-use crate::session::option_header;
+use crate::session::{self, option_header};
 use crate::settings::Settings;
 use crate::shuffle::{OutputDirectory, OutputReader, OutputWriter};
 use crate::sql::write;
@@ -33,6 +33,7 @@ pub struct TaskRunner {
     directory: Arc<OutputDirectory>,
     reader: OutputReader,
     options: IpcWriteOptions,
+    test_functions: bool,
     /// The session of the last task: building one costs more than a small task.
     session: Mutex<Option<(BTreeMap<String, String>, Arc<TaskContext>)>>,
 }
@@ -51,6 +52,7 @@ impl TaskRunner {
             directory: Arc::new(OutputDirectory::new(&launch.shuffle, &launch.executor)),
             reader: OutputReader::new(launch.executor.application.clone(), channels, Some(here)),
             options,
+            test_functions: settings.test_functions,
             session: Mutex::new(None),
         })
     }
@@ -123,12 +125,11 @@ impl TaskRunner {
         let mut config = SessionConfig::default()
             .with_distributed_option_extension_from_headers::<DistributedConfig>(&map)?;
         option_header::apply(&map, config.options_mut())?;
-        let state = SessionStateBuilder::new()
+        let builder = SessionStateBuilder::new()
             .with_default_features()
             .with_config(config)
-            .with_runtime_env(Arc::clone(&self.runtime))
-            .build();
-        let context = state.task_ctx();
+            .with_runtime_env(Arc::clone(&self.runtime));
+        let context = session::with_functions(builder, self.test_functions).build().task_ctx();
         *last = Some((headers.clone(), Arc::clone(&context)));
         Ok(context)
     }
