@@ -16,6 +16,8 @@ use std::str::FromStr;
 
 /// Bytes of the trailer.
 pub const TRAILER_BYTES: u64 = 16;
+/// A longer index is taken for damage: whoever reads one has to hold it in memory. Enough for 400 groups of 10,000 partitions.
+pub const INDEX_BYTES_MAX: u64 = 32 << 20;
 const MAGIC: u32 = 0x4653_4f31;
 /// Ends the name of a finished output.
 pub const OUTPUT_SUFFIX: &str = ".shuffle";
@@ -148,7 +150,11 @@ impl OutputIndex {
             return Err(InvalidIndex::Magic);
         }
         let end = file_bytes.checked_sub(TRAILER_BYTES).ok_or(InvalidIndex::Shape("too short"))?;
-        let start = end.checked_sub(u64::from_le_bytes(*length)).ok_or(InvalidIndex::Shape("too short"))?;
+        let length = u64::from_le_bytes(*length);
+        if length > INDEX_BYTES_MAX {
+            return Err(InvalidIndex::Shape("its index is longer than any"));
+        }
+        let start = end.checked_sub(length).ok_or(InvalidIndex::Shape("too short"))?;
         Ok((start..end, word(8)))
     }
 
@@ -238,6 +244,12 @@ mod tests {
         bytes[9] ^= 1;
         assert_eq!(OutputIndex::decode(&bytes[..24], 1, 8), Err(InvalidIndex::Checksum));
         assert_eq!(OutputIndex::locate(&[0; 16], 100), Err(InvalidIndex::Magic));
+        let mut trailer = *bytes.last_chunk().unwrap();
+        trailer[..8].copy_from_slice(&(INDEX_BYTES_MAX + 1).to_le_bytes());
+        assert_eq!(
+            OutputIndex::locate(&trailer, u64::MAX),
+            Err(InvalidIndex::Shape("its index is longer than any"))
+        );
         let mut huge = Vec::from(u32::MAX.to_le_bytes());
         huge.extend(u32::MAX.to_le_bytes());
         assert_eq!(

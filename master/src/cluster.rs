@@ -8,7 +8,8 @@ use crate::web::application_path;
 use crate::worker_channels::WorkerChannels;
 use firesteel_common::{ApplicationId, MasterUrl};
 use firesteel_master_core::{
-    Application, ClusterState, Command, Explanation, FindError, Outcome, Rejection, waiting,
+    Application, ClusterState, Command, Explanation, FindError, Outcome, Rejection, ShuffleTenants,
+    shuffle_tenants, waiting,
 };
 use firesteel_proto::{masters::not_leader_status, v1};
 use std::collections::BTreeMap;
@@ -85,6 +86,8 @@ struct Inner {
     worker_channels: WorkerChannels,
     /// The explanations of one state: many watchers ask for the same.
     explained: Mutex<Option<(Arc<ClusterState>, Arc<Explanations>)>>,
+    /// The tenants of one state: every worker's stream asks for them after every change.
+    tenants: Mutex<Option<(Arc<ClusterState>, Arc<ShuffleTenants>)>>,
 }
 
 impl Cluster {
@@ -96,6 +99,7 @@ impl Cluster {
             recovering: AtomicBool::new(false),
             worker_channels: WorkerChannels::default(),
             explained: Mutex::new(None),
+            tenants: Mutex::new(None),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -274,14 +278,28 @@ impl Cluster {
 
     /// Why applications wait in the given state.
     pub fn explanations(&self, state: &Arc<ClusterState>) -> Arc<Explanations> {
-        let mut explained = self.inner.explained.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*explained {
-            Some((of, explanations)) if Arc::ptr_eq(of, state) => explanations.clone(),
-            _ => {
-                let explanations = Arc::new(waiting(state));
-                *explained = Some((state.clone(), explanations.clone()));
-                explanations
-            }
+        of_state(&self.inner.explained, state, waiting)
+    }
+
+    /// Whose map outputs each worker shall keep in the given state.
+    pub fn shuffle_tenants(&self, state: &Arc<ClusterState>) -> Arc<ShuffleTenants> {
+        of_state(&self.inner.tenants, state, shuffle_tenants)
+    }
+}
+
+/// What `work_out` says of `state`, worked out once for all who ask about the same state.
+fn of_state<T>(
+    kept: &Mutex<Option<(Arc<ClusterState>, Arc<T>)>>,
+    state: &Arc<ClusterState>,
+    work_out: impl FnOnce(&ClusterState) -> T,
+) -> Arc<T> {
+    let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+    match &*kept {
+        Some((of, result)) if Arc::ptr_eq(of, state) => result.clone(),
+        _ => {
+            let result = Arc::new(work_out(state));
+            *kept = Some((state.clone(), result.clone()));
+            result
         }
     }
 }

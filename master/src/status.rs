@@ -2,8 +2,8 @@
 
 use crate::cluster::Cluster;
 use firesteel_common::{ApplicationId, ApplicationSpec, ApplicationState};
-use firesteel_master_core::{Application, ClusterState};
-use firesteel_proto::v1;
+use firesteel_master_core::{Application, ClusterState, shuffle_workers};
+use firesteel_proto::{channel, v1};
 use std::sync::Arc;
 
 /// One application as clients see it. The progress is left out unless asked for.
@@ -104,7 +104,22 @@ pub fn driver_update(cluster: &Cluster, state: &Arc<ClusterState>, id: &Applicat
         waiting_reason,
         stop,
         stop_reason,
+        shuffle_hosts: shuffle_hosts(state, app),
     }
+}
+
+/// Where the application's map outputs are served. One that was declared dead is back in the list as soon as it is back: it
+/// has kept its files.
+fn shuffle_hosts(state: &ClusterState, app: &Application) -> Vec<v1::ShuffleHost> {
+    let alive = |id| state.worker(id).filter(|worker| worker.is_alive());
+    shuffle_workers(app)
+        .into_iter()
+        .filter_map(alive)
+        .map(|worker| v1::ShuffleHost {
+            worker_id: worker.id.to_string(),
+            address: channel::authority(&worker.host, worker.port),
+        })
+        .collect()
 }
 
 #[cfg(test)]

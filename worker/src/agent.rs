@@ -513,6 +513,7 @@ mod tests {
             heartbeat: s(1),
             heard,
             lease: s(lease),
+            shuffle_tenants: Default::default(),
         };
         let mut patience = Patience::new(start);
         assert_eq!(patience.until, start + REGISTRATION_TIMEOUT);

@@ -17,8 +17,19 @@ const ENGINE: &str = "firesteel-engine";
 const SUPERVISOR: &str = "firesteel-supervisor";
 /// Lines with other names in a properties file are for other programs.
 const PROPERTY_PREFIX: &str = "firesteel.worker.";
-const PROPERTIES: [&str; 9] =
-    ["host", "port", "webui-port", "cores", "memory", "work-dir", "engine", "on-lease-end", "log-level"];
+const PROPERTIES: [&str; 11] = [
+    "host",
+    "port",
+    "webui-port",
+    "cores",
+    "memory",
+    "work-dir",
+    "shuffle-quota",
+    "shuffle-free-floor",
+    "engine",
+    "on-lease-end",
+    "log-level",
+];
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
     .usage(AnsiColor::Green.on_default().bold())
@@ -57,9 +68,19 @@ pub struct Args {
     #[arg(short, long, env = "FIRESTEEL_WORKER_MEMORY", value_name = "SIZE")]
     pub memory: Option<MemorySize>,
 
-    /// Directory for scratch files and logs; one worker per directory
+    /// Directory for scratch files, map outputs (shuffle files) and logs; one worker per directory
     #[arg(short = 'd', long, env = "FIRESTEEL_WORKER_DIR", value_name = "DIR", default_value = "./work")]
     pub work_dir: PathBuf,
+
+    /// How much disk the map outputs of one application may take here, like 500g; a task that needs more fails with that
+    /// reason [default: 80 % of the disk that --work-dir is on]
+    #[arg(long, env = "FIRESTEEL_WORKER_SHUFFLE_QUOTA", value_name = "SIZE")]
+    pub shuffle_quota: Option<MemorySize>,
+
+    /// How much of that disk must stay free: map outputs are not written beyond it, so that logs, scratch files and whatever
+    /// else is on the disk go on working [default: 1g, or 5 % of the disk if that is less]
+    #[arg(long, env = "FIRESTEEL_WORKER_SHUFFLE_FREE_FLOOR", value_name = "SIZE")]
+    pub shuffle_free_floor: Option<MemorySize>,
 
     /// The program that drivers and executors run [default: firesteel-engine beside this program]
     #[arg(long, env = "FIRESTEEL_ENGINE", value_name = "PATH")]
@@ -157,6 +178,9 @@ pub struct Config {
     pub webui_port: WebuiPort,
     pub capacity: Resources,
     pub work_dir: PathBuf,
+    /// In bytes; `None`: by the size of the disk.
+    pub shuffle_quota: Option<u64>,
+    pub shuffle_free_floor: Option<u64>,
     pub engine: PathBuf,
     pub supervisor: PathBuf,
     pub on_lease_end: OnLeaseEnd,
@@ -239,6 +263,8 @@ impl Config {
                 args.memory.map_or(default.memory_mib, MemorySize::mib),
             ),
             work_dir: absolute(args.work_dir.clone())?,
+            shuffle_quota: args.shuffle_quota.map(MemorySize::bytes),
+            shuffle_free_floor: args.shuffle_free_floor.map(MemorySize::bytes),
             engine: absolute(args.engine.clone().unwrap_or_else(|| own_directory.join(ENGINE)))?,
             supervisor,
             on_lease_end: args.on_lease_end,

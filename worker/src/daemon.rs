@@ -9,6 +9,10 @@ use crate::node::{Handle, Node};
 use crate::orphans::Orphans;
 use crate::processes::Processes;
 use crate::retention;
+use crate::shuffle::Limits;
+use crate::shuffle::service::{Bounds, STREAMS_PER_CONNECTION_MAX, ShuffleService};
+use crate::shuffle::store::Store;
+use crate::shuffle::usage::{disk, watch as watch_usage};
 use crate::usage::Usage;
 use crate::web::{self, Page};
 use crate::workdir::{WorkDir, WorkDirError, write_atomically};
@@ -16,6 +20,7 @@ use firesteel_common::WorkerId;
 use firesteel_proto::channel::{self, authority};
 use firesteel_proto::masters::Masters;
 use firesteel_proto::v1;
+use firesteel_proto::v1::shuffle_server::ShuffleServer;
 use firesteel_proto::v1::worker_logs_server::WorkerLogsServer;
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -90,8 +95,16 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         tracing::warn!("there is no engine at {}: nothing can be launched", config.engine.display());
     }
 
+    let shuffle_root = workdir.shuffle_root();
+    let disk_bytes = disk(&shuffle_root).map_or(u64::MAX, |disk| disk.total_bytes);
+    let shuffle_limits = Limits::new(config.shuffle_quota, config.shuffle_free_floor, disk_bytes);
+    let store = Store::open(shuffle_root.clone())
+        .map_err(|source| DaemonError::System { what: "look through the map outputs", source })?;
+    let shuffle = ShuffleService::new(shuffle_root.clone(), store.tenants(), Bounds::default());
+
     let masters = Masters::new(&config.masters);
     let context = Arc::new(Context {
+        worker: id.clone(),
         workdir: workdir.clone(),
         supervisor: config.supervisor.clone(),
         engine: config.engine.clone(),
@@ -104,6 +117,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         })),
         ready_timeout: READY_TIMEOUT,
         orphans: Orphans::default(),
+        shuffle: shuffle_limits,
     });
     let logs_root = workdir.logs_root();
     let incarnation = rand::random_range(1..=u64::MAX);
@@ -111,16 +125,20 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let alarm = Alarm::new().map_err(|source| DaemonError::System { what: "make a timer", source })?;
     let limits = retention::Limits::default();
     let (node, handle) =
-        Node::new(workdir, processes, alarm, limits, |events| Launcher::new(context, events));
+        Node::new(workdir, processes, alarm, limits, store, |events| Launcher::new(context, events));
     tokio::spawn(node.run());
     let usage = Arc::new(Usage::default());
     let (link_in, link) = watch::channel(Link::Down { reason: None });
     let logs = LogService { root: logs_root, snapshots: handle.snapshots() };
     let mut service = tokio::spawn(
         channel::server()
+            .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
             .add_service(WorkerLogsServer::new(logs))
+            .add_service(ShuffleServer::new(shuffle.clone()))
             .serve_with_incoming(channel::incoming(service)),
     );
+    let (measured, shuffle_usage) = watch::channel(Arc::default());
+    tokio::spawn(watch_usage(shuffle_root, measured));
     let router = web::router(Arc::new(Page {
         id: id.clone(),
         masters: config.masters.to_string(),
@@ -130,6 +148,9 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         node: handle.clone(),
         link: link.clone(),
         usage: usage.clone(),
+        shuffle,
+        shuffle_limits,
+        shuffle_usage,
     }));
     tokio::spawn(async move { axum::serve(page, router).await });
 

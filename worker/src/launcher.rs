@@ -6,10 +6,15 @@
 use crate::artifact;
 use crate::orphans::Orphans;
 use crate::processes::{Event, Launch};
+use crate::shuffle::Limits;
+use crate::shuffle::usage::disk;
 use crate::supervisor::in_words;
 use crate::supervisor::spec::{End, LAUNCH_FD, READY_FD, Report, Spec, command};
 use crate::workdir::WorkDir;
-use firesteel_common::{DriverLaunch, ExecutorLaunch, MasterUrl, MemorySize, ProcessEnd, ProcessId, Secret};
+use firesteel_common::{
+    DriverLaunch, ExecutorLaunch, MasterUrl, MemorySize, ProcessEnd, ProcessId, Secret, ShuffleLaunch,
+    WorkerId,
+};
 use firesteel_proto::masters::Masters;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -32,6 +37,7 @@ const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 /// What all launches share.
 #[derive(Debug)]
 pub struct Context {
+    pub worker: WorkerId,
     pub workdir: Arc<WorkDir>,
     pub supervisor: PathBuf,
     pub engine: PathBuf,
@@ -46,6 +52,7 @@ pub struct Context {
     /// An executor that does not listen by then is killed.
     pub ready_timeout: Duration,
     pub orphans: Orphans,
+    pub shuffle: Limits,
 }
 
 /// The part of the worker's environment that payloads may see. Never credentials: those come with the application.
@@ -242,7 +249,7 @@ fn is_address(text: &str) -> bool {
 
 /// Directories, script and orders. The error is in words for the user.
 async fn prepare(context: &Context, launch: Launch) -> Result<Spec, String> {
-    let free = free_bytes(context.workdir.root()).unwrap_or(u64::MAX);
+    let free = disk(context.workdir.root()).map_or(u64::MAX, |disk| disk.free_bytes);
     if free < FREE_BYTES_MIN {
         return Err(format!(
             "the worker's disk is full: {} left at {}, {} needed",
@@ -279,6 +286,12 @@ fn launch_document(
             memory_mib: launch.resources.memory_mib,
             conf: launch.conf.clone(),
             scratch_dir: scratch.to_path_buf(),
+            shuffle: ShuffleLaunch {
+                worker: context.worker.clone(),
+                dir: context.workdir.shuffle(&executor.application),
+                quota_bytes: context.shuffle.quota_bytes,
+                free_floor_bytes: context.shuffle.free_floor_bytes,
+            },
         }),
         (ProcessId::Driver { application, .. }, spec) => serde_json::to_string(&DriverLaunch {
             application: application.clone(),
@@ -324,11 +337,6 @@ fn orders(context: &Context, id: &ProcessId, scratch: PathBuf, document: String)
         grace_ms: grace.as_millis() as u64,
         lock: context.workdir.supervisors_lock(),
     }
-}
-
-fn free_bytes(path: &Path) -> Option<u64> {
-    let stat = rustix::fs::statvfs(path).ok()?;
-    stat.f_bavail.checked_mul(stat.f_frsize)
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@
 //! | [`supervisor`] | the `firesteel-supervisor` binary: isolation, waiting, killing, cleaning up |
 //! | [`agent`] | the connection to the masters |
 //! | [`logs`], [`retention`] | reading logs, and how long they stay |
+//! | [`shuffle`] | map outputs: their directories, who may read them, how |
 //! | [`web`] | the worker's own page |
 //! | [`daemon`] | wiring, start and stop |
 
@@ -31,6 +32,7 @@ pub mod orphans;
 pub mod processes;
 pub mod retention;
 pub mod scratch;
+pub mod shuffle;
 pub mod supervisor;
 pub mod usage;
 pub mod web;

@@ -237,6 +237,7 @@ mod tests {
             heartbeat: Duration::from_secs(1),
             heard: 0,
             lease: Duration::ZERO,
+            shuffle_tenants: Default::default(),
         };
         processes.assign(assignment, false, 0).unwrap();
         processes

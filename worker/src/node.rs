@@ -5,6 +5,7 @@ use crate::launcher::{Launcher, Stop};
 use crate::lease::{Attachment, Lease};
 use crate::processes::{Action, Assignment, Event, Process, Processes, StaleEpoch};
 use crate::retention;
+use crate::shuffle::store::Store;
 use crate::workdir::WorkDir;
 use firesteel_common::{ApplicationId, Epoch, ProcessEnd, ProcessId, Resources};
 use std::collections::BTreeSet;
@@ -119,6 +120,7 @@ pub struct Node {
     alarm: Alarm,
     workdir: Arc<WorkDir>,
     limits: retention::Limits,
+    shuffle: Store,
     snapshots: watch::Sender<Arc<Snapshot>>,
     requests: mpsc::Receiver<Request>,
     events: mpsc::Receiver<(ProcessId, Event)>,
@@ -134,6 +136,7 @@ impl Node {
         processes: Processes,
         alarm: Alarm,
         limits: retention::Limits,
+        shuffle: Store,
         launcher: impl FnOnce(mpsc::Sender<(ProcessId, Event)>) -> Launcher,
     ) -> (Self, Handle) {
         let (events_in, events) = mpsc::channel(64);
@@ -147,6 +150,7 @@ impl Node {
             alarm,
             workdir,
             limits,
+            shuffle,
             snapshots,
             requests,
             events,
@@ -215,7 +219,9 @@ impl Node {
         if is_live {
             self.set_alarm(ends_at);
         }
+        let tenants = assignment.shuffle_tenants.clone();
         let actions = self.processes.assign(assignment, is_live, now_ms())?;
+        self.shuffle.assign(tenants);
         self.perform(actions);
         Ok(())
     }
@@ -261,6 +267,9 @@ impl Node {
                 }
                 self.launcher.ended(id);
                 retention::touch(&self.workdir.application_logs(id.application()));
+                if let ProcessId::Executor(executor) = id {
+                    self.shuffle.executor_ended(executor);
+                }
             }
         }
         let actions = self.processes.observe(id, event, now_ms());
@@ -273,6 +282,9 @@ impl Node {
             match action {
                 Action::Launch(launch) => {
                     self.launches_total += 1;
+                    if let ProcessId::Executor(executor) = &launch.id {
+                        self.shuffle.expect(&executor.application);
+                    }
                     self.launcher.launch(*launch);
                 }
                 Action::Kill(id) => {
@@ -292,6 +304,8 @@ impl Node {
         if forgotten {
             self.clean_logs();
         }
+        let processes = &self.processes;
+        self.shuffle.tidy(|application| processes.may_write(application));
     }
 
     fn clean_logs(&self) {
@@ -337,6 +351,7 @@ impl Node {
         let workdir = Arc::new(WorkDir::open(dir.path()).unwrap());
         let url = firesteel_common::MasterUrl::new("127.0.0.1", 1);
         let context = Arc::new(crate::launcher::Context {
+            worker: firesteel_common::WorkerId::new(0, "test"),
             workdir: workdir.clone(),
             supervisor: "/nonexistent".into(),
             engine: "/nonexistent".into(),
@@ -346,10 +361,14 @@ impl Node {
             environment: Default::default(),
             ready_timeout: Duration::from_secs(1),
             orphans: Default::default(),
+            shuffle: crate::shuffle::Limits::new(None, None, 0),
         });
         let limits = retention::Limits::default();
         let alarm = Alarm::new().unwrap();
-        Self::new(workdir, Processes::default(), alarm, limits, |events| Launcher::new(context, events))
+        let shuffle = Store::open(workdir.shuffle_root()).unwrap();
+        Self::new(workdir, Processes::default(), alarm, limits, shuffle, |events| {
+            Launcher::new(context, events)
+        })
     }
 }
 
@@ -364,7 +383,14 @@ mod tests {
         let attachment = handle.attach();
         let assign = || {
             let (epoch, heartbeat) = (Epoch(1), Duration::from_secs(1));
-            let nothing = Assignment { epoch, processes: vec![], heartbeat, heard: 0, lease: Duration::ZERO };
+            let nothing = Assignment {
+                epoch,
+                processes: vec![],
+                heartbeat,
+                heard: 0,
+                lease: Duration::ZERO,
+                shuffle_tenants: Default::default(),
+            };
             handle.assign(attachment, nothing)
         };
         let mut snapshots = handle.snapshots();

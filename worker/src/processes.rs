@@ -10,7 +10,9 @@
 //! What must not outlive the worker's lease ([`crate::lease`]) waits for one, and is killed when it has run out.
 
 use crate::lease::OnLeaseEnd;
-use firesteel_common::{ApplicationSpec, Epoch, ExecutorState, ProcessEnd, ProcessId, Resources, Secret};
+use firesteel_common::{
+    ApplicationId, ApplicationSpec, Epoch, ExecutorState, ProcessEnd, ProcessId, Resources, Secret,
+};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::time::Duration;
@@ -52,6 +54,8 @@ pub struct Assignment {
     pub heard: u64,
     /// What the leader lends from the sending of that report; zero for nothing.
     pub lease: Duration,
+    /// Whose map outputs this worker shall keep, with their tokens.
+    pub shuffle_tenants: BTreeMap<ApplicationId, Secret>,
 }
 
 /// One process as this worker sees it.
@@ -186,6 +190,12 @@ impl Processes {
     /// Ended processes that are no longer reported, newest first.
     pub fn forgotten(&self) -> impl Iterator<Item = &Process> {
         self.forgotten.iter().rev()
+    }
+
+    /// Whether an executor of this application lives, which may be writing map outputs.
+    pub fn may_write(&self, application: &ApplicationId) -> bool {
+        let of = |p: &Process| matches!(&p.id, ProcessId::Executor(e) if e.application == *application);
+        self.known.values().any(|p| p.is_live() && of(p))
     }
 
     pub fn any_live(&self) -> bool {
@@ -402,6 +412,7 @@ mod tests {
             heartbeat: Duration::from_secs(1),
             heard: 0,
             lease: Duration::ZERO,
+            shuffle_tenants: BTreeMap::new(),
         }
     }
     /// As [`assignment`], but nothing of it may outlive the lease.

@@ -3,6 +3,9 @@
 use crate::agent::Link;
 use crate::node::Handle;
 use crate::processes::Process;
+use crate::shuffle::Limits;
+use crate::shuffle::service::ShuffleService;
+use crate::shuffle::usage::Report;
 use crate::usage::Usage;
 use axum::extract::{Request, State};
 use axum::http::header::{self, HeaderValue};
@@ -34,6 +37,10 @@ pub struct Page {
     pub node: Handle,
     pub link: watch::Receiver<Link>,
     pub usage: Arc<Usage>,
+    pub shuffle: ShuffleService,
+    pub shuffle_limits: Limits,
+    /// The last measurement.
+    pub shuffle_usage: watch::Receiver<Arc<Report>>,
 }
 
 /// All routes, with the checks around them.
@@ -123,6 +130,7 @@ fn render(page: &Page) -> Markup {
                 }
                 h2 { "Running (" (live.len()) ")" }
                 (table(&live, "Nothing runs here."))
+                (map_outputs(&page.shuffle_usage.borrow().clone(), page.shuffle_limits))
                 h2 { "Ended" }
                 (table(&ended.into_iter().chain(&snapshot.finished).collect::<Vec<_>>(), "Nothing has ended here yet."))
             }
@@ -154,6 +162,40 @@ fn table(processes: &[&Process], empty: &str) -> Markup {
                 td { @if let Some(end) = &process.end { (end) } }
             } } }
         } }
+    }
+}
+
+/// Nothing, as long as no application has any here.
+fn map_outputs(report: &Report, limits: Limits) -> Markup {
+    if report.applications.is_empty() {
+        return html! {};
+    }
+    html! {
+        h2 { "Map outputs" }
+        p.muted {
+            "Each application may keep " (size(limits.quota_bytes)) "; " (size(limits.free_floor_bytes)) " of the disk stay free"
+            @if let Some(free) = report.free_bytes { ", " (size(free)) " are" } "."
+        }
+        div.table { table {
+            thead { tr {
+                th { "Application" } th.number { "Size" } th.number { "Outputs" } th.number { "Being written" }
+            } }
+            tbody { @for (id, usage) in &report.applications { tr {
+                td { (id) }
+                td.number { (size(usage.bytes)) }
+                td.number { (usage.outputs) }
+                td.number { (usage.unfinished) }
+            } } }
+        } }
+    }
+}
+
+/// Sizes below a MiB are no sizes of memory.
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1024 => format!("{bytes} B"),
+        1024..0x10_0000 => format!("{} KiB", bytes >> 10),
+        _ => MemorySize::from_mib(bytes >> 20).to_string(),
     }
 }
 
@@ -267,14 +309,57 @@ async fn metrics(State(page): State<Arc<Page>>) -> Response {
     }
     metric("firesteel_machine_cpu_ratio", "gauge", "CPU use, 0 to 1.", f64::from(usage.cpu_percent) / 100.0);
     metric("firesteel_machine_memory_used_bytes", "gauge", "Memory in use.", bytes(usage.memory_used_mib));
+    let (counters, slots) = (page.shuffle.counters(), page.shuffle.slots());
+    metric(
+        "firesteel_worker_shuffle_fetches_total",
+        "counter",
+        "Fetches of map outputs with a right token.",
+        counters.fetches() as f64,
+    );
+    metric(
+        "firesteel_worker_shuffle_fetch_failures_total",
+        "counter",
+        "Of those, the ones that ended in an error.",
+        counters.failures() as f64,
+    );
+    metric(
+        "firesteel_worker_shuffle_read_bytes_total",
+        "counter",
+        "Bytes of map outputs read for fetches.",
+        counters.read_bytes() as f64,
+    );
+    metric(
+        "firesteel_worker_shuffle_streams",
+        "gauge",
+        "Fetches that are being served.",
+        counters.streams() as f64,
+    );
+    metric("firesteel_worker_shuffle_open_files", "gauge", "Map outputs open for them.", slots.used() as f64);
+    metric(
+        "firesteel_worker_shuffle_waiting",
+        "gauge",
+        "Fetches that wait for a file to be closed.",
+        slots.waiting() as f64,
+    );
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
     metric("firesteel_worker_time_seconds", "gauge", "The worker's clock, seconds since 1970.", now);
+    let report = page.shuffle_usage.borrow().clone();
+    let name = "firesteel_worker_shuffle_bytes";
+    let _ = writeln!(text, "# HELP {name} Map outputs on the disk.\n# TYPE {name} gauge");
+    for (id, usage) in &report.applications {
+        let _ = writeln!(text, "{name}{{application=\"{id}\"}} {}", usage.bytes);
+    }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_are_short() {
+        assert_eq!([0, 1023, 4096, 3 << 20, 5 << 30].map(size), ["0 B", "1023 B", "4 KiB", "3 MiB", "5 GiB"]);
+    }
 
     #[test]
     fn foreign_host_names_are_not_ours() {

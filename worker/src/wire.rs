@@ -2,7 +2,7 @@
 
 use crate::processes::{Assignment, Launch, Process};
 use crate::usage::Sample;
-use firesteel_common::{Epoch, ProcessId, Secret};
+use firesteel_common::{ApplicationId, Epoch, ProcessId, Secret};
 use firesteel_proto::convert::{self, InvalidMessage};
 use firesteel_proto::v1;
 use std::time::Duration;
@@ -20,7 +20,12 @@ pub fn assignment(wire: v1::Assignment) -> Result<Assignment, InvalidMessage> {
         ),
         heard: wire.heard,
         lease: Duration::from_millis(wire.lease_ms.into()),
+        shuffle_tenants: wire.shuffle_tenants.into_iter().map(tenant).collect::<Result<_, _>>()?,
     })
+}
+
+fn tenant(wire: v1::ShuffleTenant) -> Result<(ApplicationId, Secret), InvalidMessage> {
+    Ok((convert::application_id(&wire.application_id)?, Secret::new(wire.token)))
 }
 
 fn launch(wire: v1::Launch) -> Result<Launch, InvalidMessage> {
@@ -85,6 +90,10 @@ mod tests {
             heartbeat_ms: 0,
             heard: 7,
             lease_ms: 6,
+            shuffle_tenants: vec![v1::ShuffleTenant {
+                application_id: "app-2".into(),
+                token: "secret-2".into(),
+            }],
         }
     }
 
@@ -96,8 +105,12 @@ mod tests {
         assert_eq!((got.heard, got.lease), (7, Duration::from_millis(6)));
         let launch = &got.processes[0];
         assert_eq!((launch.grant_index, launch.incarnation, launch.ends_with_lease), (9, 8, true));
+        assert!(got.shuffle_tenants[&"app-2".parse().unwrap()].matches("secret-2"));
         assert!(!format!("{got:?}").contains("secret"));
         assert_eq!(assignment(wire("driver-0")).unwrap_err(), InvalidMessage::Missing("spec"));
         assert!(assignment(wire("../x-1")).is_err());
+        let mut outside = wire("executor-1");
+        outside.shuffle_tenants[0].application_id = "app-/../x".into();
+        assert!(assignment(outside).is_err());
     }
 }

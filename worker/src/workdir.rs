@@ -7,6 +7,7 @@
 //! epoch             the highest epoch seen
 //! work/APP/PROCESS/ scratch; removed when the process ends
 //! logs/APP/PROCESS/{stdout,stderr}
+//! shuffle/APP/      map outputs, see [`crate::shuffle`]; kept over restarts, removed after the application has ended
 //! ```
 
 use firesteel_common::{ApplicationId, Epoch, ProcessId, WorkerId};
@@ -72,7 +73,7 @@ impl WorkDir {
         }
         let lock = lock(&root)?;
         let dir = Self { root, _lock: lock };
-        for sub in [dir.scratch_root(), dir.logs_root()] {
+        for sub in [dir.scratch_root(), dir.logs_root(), dir.shuffle_root()] {
             make_private_dir(&sub).map_err(|source| WorkDirError::Io {
                 action: "create",
                 path: sub,
@@ -92,6 +93,15 @@ impl WorkDir {
 
     pub fn logs_root(&self) -> PathBuf {
         self.root.join("logs")
+    }
+
+    pub fn shuffle_root(&self) -> PathBuf {
+        self.root.join("shuffle")
+    }
+
+    /// Where an application's map outputs are.
+    pub fn shuffle(&self, id: &ApplicationId) -> PathBuf {
+        self.shuffle_root().join(id.as_str())
     }
 
     pub fn scratch(&self, id: &ProcessId) -> PathBuf {
@@ -175,14 +185,16 @@ impl WorkDir {
         write_atomically(&self.root.join("epoch"), epoch.to_string().as_bytes())
     }
 
-    /// Makes the scratch and log directories of a process.
+    /// Makes the scratch and log directories of a process, and its application's for map outputs if it is an executor. (It
+    /// never makes that one itself: nobody could tell when it is gone for good.)
     pub fn prepare(&self, id: &ProcessId) -> Result<(), WorkDirError> {
+        let error = |path, source| WorkDirError::Io { action: "create the directory", path, source };
         for path in [self.scratch(id), self.logs(id)] {
-            make_process_dir(&path).map_err(|source| WorkDirError::Io {
-                action: "create the directory",
-                path,
-                source,
-            })?;
+            make_process_dir(&path).map_err(|source| error(path, source))?;
+        }
+        if let ProcessId::Executor(executor) = id {
+            let path = self.shuffle(&executor.application);
+            make_dir(&path).map_err(|source| error(path, source))?;
         }
         Ok(())
     }
@@ -227,22 +239,31 @@ fn make_private_dir(path: &Path) -> io::Result<()> {
     std::fs::set_permissions(path, Permissions::from_mode(PRIVATE_DIR))
 }
 
+/// One that is there already is as good, unless it is none.
+fn make_dir(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(PRIVATE_DIR).create(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            if std::fs::symlink_metadata(path)?.is_dir() {
+                Ok(())
+            } else {
+                Err(e)
+            }
+        }
+        result => result,
+    }
+}
+
 /// The application's directory may vanish in between, with the last of its other processes.
 fn make_process_dir(path: &Path) -> io::Result<()> {
-    let mut builder = DirBuilder::new();
-    builder.mode(PRIVATE_DIR);
     for _ in 0..16 {
         if let Some(parent) = path.parent() {
-            match builder.create(parent) {
+            match DirBuilder::new().mode(PRIVATE_DIR).create(parent) {
                 Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
                 _ => {}
             }
         }
-        match builder.create(path) {
+        match make_dir(path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                return if std::fs::symlink_metadata(path)?.is_dir() { Ok(()) } else { Err(e) };
-            }
             result => return result,
         }
     }

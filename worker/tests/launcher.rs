@@ -6,6 +6,7 @@ use firesteel_common::{ProcessEnd, ProcessId, Resources, Secret};
 use firesteel_proto::masters::Masters;
 use firesteel_worker::launcher::{Context, Launcher, Stop};
 use firesteel_worker::processes::{Event, Launch};
+use firesteel_worker::shuffle::Limits;
 use firesteel_worker::workdir::WorkDir;
 use std::path::Path;
 use std::sync::Arc;
@@ -46,6 +47,7 @@ impl Fixture {
         let master_url = master.url().parse().unwrap();
         let workdir = Arc::new(WorkDir::open(&bench.path("w")).unwrap());
         let context = Context {
+            worker: "worker-1".parse().unwrap(),
             workdir,
             supervisor: env!("CARGO_BIN_EXE_firesteel-supervisor").into(),
             engine: bench.path("engine"),
@@ -55,6 +57,7 @@ impl Fixture {
             environment: [("PATH".to_owned(), "/usr/bin:/bin".to_owned())].into(),
             ready_timeout,
             orphans: Default::default(),
+            shuffle: Limits { quota_bytes: 7, free_floor_bytes: 5 },
         };
         let (sender, events) = mpsc::channel(16);
         let launcher = Launcher::new(Arc::new(context), sender);

@@ -1,7 +1,8 @@
-//! What a worker shall run.
+//! What a worker shall run, and whose map outputs it shall keep.
 
-use crate::state::ClusterState;
-use firesteel_common::{ApplicationSpec, ProcessId, Resources, Secret, WorkerId};
+use crate::state::{Application, ClusterState};
+use firesteel_common::{ApplicationId, ApplicationSpec, ProcessId, Resources, Secret, WorkerId};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// One process of a worker's desired set.
@@ -42,4 +43,36 @@ pub fn desired(state: &ClusterState, worker: &WorkerId) -> Vec<Launch> {
             })
         })
         .collect()
+}
+
+/// By worker: the applications whose map outputs it shall keep, with their tokens.
+pub type ShuffleTenants = BTreeMap<WorkerId, BTreeMap<ApplicationId, Secret>>;
+
+/// Whose map outputs each worker shall keep; a worker that keeps none is left out.
+///
+/// Says nothing about whether a worker is alive: one that comes back has kept its files.
+pub fn shuffle_tenants(state: &ClusterState) -> ShuffleTenants {
+    let mut tenants = ShuffleTenants::new();
+    for app in state.active() {
+        for worker in shuffle_workers(app) {
+            tenants.entry(worker.clone()).or_default().insert(app.id.clone(), app.token.clone());
+        }
+    }
+    tenants
+}
+
+/// The workers that an application that has not ended may have left map outputs on: all that have run an executor for the
+/// driver that it has now. Outputs that were made for an earlier driver are of no use to the next, which runs its queries
+/// under new names.
+///
+/// Of very many executors that have ended the oldest are forgotten ([`crate::MAX_ENDED_EXECUTORS`]), and so may be a worker
+/// that ran none since: then its outputs are as lost as they are with the worker.
+pub fn shuffle_workers(app: &Application) -> BTreeSet<&WorkerId> {
+    let since = match (app.state.is_final(), app.is_cluster_mode()) {
+        (true, _) => None,
+        (false, false) => Some(0),
+        (false, true) => app.live_driver().map(|(_, driver)| driver.grant_index),
+    };
+    let Some(since) = since else { return BTreeSet::new() };
+    app.executors.values().filter(|e| e.grant_index > since).map(|e| &e.worker).collect()
 }

@@ -4,7 +4,8 @@
 //! master computes the same state from the same log.
 //!
 //! [`apply`] is the only way to change a [`ClusterState`]; [`schedule`] looks at one and says which commands the leader
-//! shall propose; [`desired`] says what a worker shall run; [`waiting`] says why an application waits.
+//! shall propose; [`desired`] says what a worker shall run, [`shuffle_tenants`] whose map outputs it shall keep; [`waiting`]
+//! says why an application waits.
 //!
 //! `apply` returns no effects: whoever acts on the state (the workers' and drivers' streams) compares the whole state
 //! before and after, which also heals what a lost effect would have broken.
@@ -44,7 +45,7 @@ pub use apply::{
     MAX_FINISHED_APPLICATIONS, MAX_GONE_WORKERS, MAX_KEY_BYTES, apply,
 };
 pub use command::{Command, Outcome, Rejection};
-pub use desired::{Launch, desired};
+pub use desired::{Launch, ShuffleTenants, desired, shuffle_tenants, shuffle_workers};
 pub use members::{MAX_REMOVED_MEMBERS, feature_level_to_set};
 pub use schedule::{MAX_GRANTS_PER_PLAN, schedule, wake_at_ms};
 pub use state::{Application, ClusterState, FEATURE_LEVEL, FindError, Member, Process, Worker};

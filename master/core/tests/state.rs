@@ -6,7 +6,7 @@ use firesteel_common::{
 };
 use firesteel_master_core::{
     ClusterState, Command, MAX_FINISHED_APPLICATIONS, MAX_REMOVED_MEMBERS, Outcome, Rejection, apply,
-    feature_level_to_set, invariants, schedule, wake_at_ms,
+    feature_level_to_set, invariants, schedule, shuffle_tenants, shuffle_workers, wake_at_ms,
 };
 
 /// As the first builds wrote them, before there were members, keys and supervised drivers.
@@ -277,4 +277,81 @@ fn a_clock_that_leaps_costs_nobody_more_than_two_delays() {
     log.driver_ends(&app, NOON_MS + 30_000);
     assert_eq!(log.schedule(NOON_MS + 30_999), 0);
     assert_eq!(wake_at_ms(&log.state, NOON_MS), Some(NOON_MS + 31_000));
+}
+
+impl Log {
+    /// Whose map outputs the workers shall keep, as `worker: application`.
+    fn tenants(&self) -> Vec<String> {
+        let of = |(worker, apps): (WorkerId, std::collections::BTreeMap<ApplicationId, Secret>)| {
+            apps.into_keys().map(move |app| format!("{worker}: {app}")).collect::<Vec<_>>()
+        };
+        shuffle_tenants(&self.state).into_iter().flat_map(of).collect()
+    }
+
+    fn registers(&mut self, id: &str, incarnation: u64) {
+        let register = Command::RegisterWorker {
+            id: id.parse().unwrap(),
+            incarnation,
+            host: "h".into(),
+            port: 1,
+            capacity: Resources::new(4, 8192),
+            version: String::new(),
+            ui_url: String::new(),
+            at_ms: NOON_MS,
+        };
+        assert_eq!(self.apply(register), Outcome::Ok);
+    }
+}
+
+#[test]
+fn map_outputs_are_kept_where_executors_were_until_the_application_ends() {
+    let mut log = Log::default();
+    log.registers("worker-1", 1);
+    log.registers("worker-2", 1);
+    log.registers("worker-3", 1);
+    let two = ApplicationSpec { executors: ExecutorCount::Exactly(2), ..spec("two") };
+    let Outcome::Submitted { id } = log.submit(two, "", 0) else { panic!("not submitted") };
+    assert_eq!(log.tenants(), [""; 0], "waiting");
+    log.schedule(NOON_MS);
+    let both = [format!("worker-1: {id}"), format!("worker-2: {id}")];
+    assert_eq!(log.tenants(), both);
+    assert!(shuffle_tenants(&log.state)[&worker()][&id].matches("token 3"));
+
+    // Dead, and all its executors are lost: what it has on its disk is still there when it comes back.
+    let status = |status| Command::SetWorkerStatus { id: worker(), incarnation: 1, status, at_ms: NOON_MS };
+    assert_eq!(log.apply(status(WorkerStatus::Dead)), Outcome::Ok);
+    assert_eq!(log.tenants(), both);
+    log.schedule(NOON_MS);
+    let all = [both[0].clone(), both[1].clone(), format!("worker-3: {id}")];
+    assert_eq!(log.tenants(), all);
+    log.registers("worker-1", 2);
+    assert_eq!(log.tenants(), all, "another life of it has the same directory");
+
+    // From what a new leader reads, the same follows.
+    let read: ClusterState = serde_json::from_str(&serde_json::to_string(&log.state).unwrap()).unwrap();
+    assert_eq!(shuffle_tenants(&read), shuffle_tenants(&log.state));
+
+    log.finish(id.clone());
+    assert_eq!(log.tenants(), [""; 0]);
+    assert_eq!(shuffle_workers(log.state.application(&id).unwrap()).len(), 0);
+}
+
+#[test]
+fn outputs_made_for_an_earlier_driver_are_not_kept() {
+    let (mut log, app) = Log::supervised(NOON_MS);
+    assert_eq!(log.tenants(), [format!("worker-1: {app}")]);
+    let delay = log.driver_ends(&app, NOON_MS);
+    assert_eq!(log.tenants(), [""; 0], "while the next driver is awaited");
+    assert_eq!(log.schedule(NOON_MS + delay), 2);
+    assert_eq!(log.tenants(), [format!("worker-1: {app}")], "for the executor of the new driver");
+    // Without the grant of that executor: the old one does not count.
+    let mut before = log.state.clone();
+    let app_now = before.application(&app).unwrap();
+    let (number, _) = app_now.live_executors().next().unwrap();
+    let process = ProcessId::Executor(firesteel_common::ExecutorId { application: app.clone(), number });
+    assert!(app_now.process(&process).unwrap().grant_index > app_now.driver().unwrap().1.grant_index);
+    let end = ProcessEnd::Exited { code: 1 };
+    let ended = Command::ProcessEnded { process, state: ExecutorState::Failed, end, at_ms: NOON_MS };
+    assert_eq!(apply(&mut before, 100, ended), Outcome::Ok);
+    assert_eq!(shuffle_tenants(&before), shuffle_tenants(&log.state), "its end changes nothing");
 }

@@ -6,9 +6,13 @@ use crate::cluster::{Cluster, now_ms, rejected, status};
 use crate::peers::artifacts::obtain;
 use crate::reports::reconcile;
 use crate::soft::{Usage, WorkerSession};
-use firesteel_common::{ApplicationSpec, ProcessId, Resources, WorkerId, WorkerStatus};
-use firesteel_master_core::{Command, Launch, desired};
+use firesteel_common::{
+    ApplicationId, ApplicationSpec, ProcessId, Resources, Secret, WorkerId, WorkerStatus,
+};
+use firesteel_master_core::{ClusterState, Command, Launch, desired};
 use firesteel_proto::{convert, v1};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -262,18 +266,19 @@ async fn tell(
             // Cut off or held up: the worker shall look for the leader elsewhere while its lease lasts.
             return Err(cluster.not_leader());
         }
-        let processes = desired(&now.state, id);
-        let changed = last.as_ref() != Some(&(now.epoch, processes.clone()));
+        let wanted = (now.epoch, desired(&now.state, id), tenants(cluster, &now.state, id));
+        let changed = last.as_ref() != Some(&wanted);
         if changed {
             told_heard = *heard.borrow_and_update();
             let assignment = v1::Assignment {
                 epoch: now.epoch.0,
-                processes: processes.iter().map(launch).collect(),
+                processes: wanted.1.iter().map(launch).collect(),
                 heartbeat_ms: millis(heartbeat),
                 heard: told_heard,
                 lease_ms: millis(cluster.timing().lease()),
+                shuffle_tenants: wanted.2.iter().map(tenant).collect(),
             };
-            last = Some((now.epoch, processes));
+            last = Some(wanted);
             sender.send(Ok(assignment)).await.map_err(gone)?;
             beat.reset();
         }
@@ -287,6 +292,15 @@ async fn tell(
             }
         }
     }
+}
+
+/// Whose map outputs the worker shall keep.
+fn tenants(cluster: &Cluster, state: &Arc<ClusterState>, id: &WorkerId) -> BTreeMap<ApplicationId, Secret> {
+    cluster.shuffle_tenants(state).get(id).cloned().unwrap_or_default()
+}
+
+fn tenant((id, token): (&ApplicationId, &Secret)) -> v1::ShuffleTenant {
+    v1::ShuffleTenant { application_id: id.to_string(), token: token.expose().to_owned() }
 }
 
 fn launch(launch: &Launch) -> v1::Launch {

@@ -347,3 +347,76 @@ async fn a_port_in_use_and_a_directory_in_use_are_called_that() {
     assert!(error.contains("another master"), "{error}");
     master.stop().await;
 }
+
+/// Workers and addresses of a driver's shuffle hosts.
+fn hosts(update: &v1::DriverUpdate) -> Vec<(&str, &str)> {
+    update.shuffle_hosts.iter().map(|host| (host.worker_id.as_str(), host.address.as_str())).collect()
+}
+
+const ONE: (&str, &str) = ("worker-1", "127.0.0.1:4001");
+const TWO: (&str, &str) = ("worker-2", "127.0.0.1:4002");
+
+#[tokio::test]
+async fn map_outputs_are_kept_and_found_where_executors_were() {
+    let master = Master::start().await;
+    let mut one = FakeWorker::attach_at(&master, "worker-1", 1, 4001).await.unwrap();
+    let mut two = FakeWorker::attach_at(&master, "worker-2", 1, 4002).await.unwrap();
+    assert_eq!(one.next().await.shuffle_tenants, []);
+    let submitted = master.submit(client_spec(2)).await.unwrap();
+    let mut driver = master.driver(&submitted).await.unwrap();
+    let tenant = v1::ShuffleTenant {
+        application_id: submitted.application_id.clone(),
+        token: submitted.token.clone(),
+    };
+    for worker in [&mut one, &mut two] {
+        let assignment = worker.until(|a| !a.processes.is_empty()).await;
+        assert_eq!(assignment.shuffle_tenants, [tenant.clone()], "with the first launch");
+    }
+    driver.until(|u| hosts(u) == [ONE, TWO]).await;
+
+    // One leaves: its outputs cannot be had; the other runs both executors now.
+    two.leave().await;
+    driver.until(|u| hosts(u) == [ONE]).await;
+    one.until(|a| a.processes.len() == 2).await;
+    // It comes back in another life, with its directory.
+    let mut two = FakeWorker::attach_at(&master, "worker-2", 2, 4002).await.unwrap();
+    let assignment = two.next().await;
+    assert_eq!(
+        (assignment.processes.len(), assignment.shuffle_tenants.as_slice()),
+        (0, &[tenant.clone()][..])
+    );
+    driver.until(|u| hosts(u) == [ONE, TWO]).await;
+
+    // The next leader knows all this, too.
+    let master = master.restart().await;
+    let mut two = FakeWorker::attach_at(&master, "worker-2", 2, 4002).await.unwrap();
+    assert_eq!(two.next().await.shuffle_tenants, [tenant.clone()]);
+    let mut driver = master.driver(&submitted).await.unwrap();
+    driver.until(|u| hosts(u) == [ONE, TWO]).await;
+    // A worker may be found elsewhere after a restart of its own.
+    drop(two);
+    let mut two = FakeWorker::attach_at(&master, "worker-2", 3, 4003).await.unwrap();
+    driver.until(|u| hosts(u) == [ONE, ("worker-2", "127.0.0.1:4003")]).await;
+    assert_eq!(two.next().await.shuffle_tenants, [tenant]);
+
+    master.finish(&submitted, true).await.unwrap();
+    two.until(|a| a.shuffle_tenants.is_empty()).await;
+    assert_eq!(hosts(&driver.until(|u| u.stop).await), []);
+    master.stop().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_was_taken_for_dead_is_a_shuffle_host_again_once_it_speaks() {
+    let master = Master::start_with(&["--worker-timeout-ms", "300"]).await;
+    let mut one = FakeWorker::attach_at(&master, "worker-1", 1, 4001).await.unwrap();
+    let submitted = master.submit(client_spec(1)).await.unwrap();
+    let mut driver = master.driver(&submitted).await.unwrap();
+    one.until(|a| a.processes.len() == 1).await;
+    driver.until(|u| hosts(u) == [ONE]).await;
+    driver.until(|u| hosts(u).is_empty()).await;
+    let assignment = one.until(|a| a.processes.is_empty()).await;
+    assert_eq!(assignment.shuffle_tenants.len(), 1, "it shall keep what it has");
+    one.report(&[]).await;
+    driver.until(|u| hosts(u) == [ONE]).await;
+    master.stop().await;
+}

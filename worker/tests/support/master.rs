@@ -303,6 +303,11 @@ impl Master {
         self.desired.send_modify(|assignment| (assignment.epoch, assignment.processes) = (epoch, launches));
     }
 
+    /// Of these applications the worker keeps map outputs; their token is that of [`executor`].
+    pub fn keep_shuffles(&self, applications: &[&str]) {
+        self.desired.send_modify(|assignment| assignment.shuffle_tenants = tenants(applications));
+    }
+
     pub fn refuse(&self, status: Status) {
         *self.refusal.lock().unwrap() = Some(status);
     }
@@ -337,11 +342,18 @@ impl Drop for Master {
     }
 }
 
+pub const TOKEN: &str = "token-41d9-secret";
+
+fn tenants(applications: &[&str]) -> Vec<v1::ShuffleTenant> {
+    let tenant = |id: &&str| v1::ShuffleTenant { application_id: (*id).to_owned(), token: TOKEN.into() };
+    applications.iter().map(tenant).collect()
+}
+
 pub fn executor(number: u32, mode: &str) -> v1::Launch {
     v1::Launch {
         process: Some(v1::ProcessId { application_id: "app-1".into(), name: format!("executor-{number}") }),
         resources: Some(v1::Resources { cores: 1, memory_mib: 512 }),
-        token: "token-41d9-secret".into(),
+        token: TOKEN.into(),
         spec: None,
         conf: [("mode".to_owned(), mode.to_owned())].into(),
         grant_index: 1,

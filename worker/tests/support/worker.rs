@@ -55,6 +55,10 @@ impl Bench {
         self.path("w/work")
     }
 
+    pub fn shuffle(&self, name: &str) -> PathBuf {
+        self.path("w/shuffle").join(name)
+    }
+
     pub fn command(&self, url: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_firesteel-worker"));
         command
