@@ -447,7 +447,7 @@ impl Backend for ClusterBackend {
             return Ok(staged.commit(&state, None).await?);
         }
         let choice = Choice::of(&self.settings, &staged.plan, tasks, memory)?;
-        tracing::info!("{choice}");
+        self.board.mode_chosen(job, choice.to_string());
         if choice.mode == Mode::Staged {
             return self.run_staged(ctx, query, job, sink, &mut emitted).await;
         }
@@ -477,7 +477,7 @@ impl Backend for ClusterBackend {
         if choice.mode == Mode::Staged {
             plan = self.plan_staged(&mut state, query, tasks).await?.plan;
         }
-        Ok(format!("{choice}\n{}", show_plan(plan.as_ref())))
+        Ok(format!("mode: {choice}\n{}", show_plan(plan.as_ref())))
     }
 
     async fn analyze(

@@ -32,7 +32,7 @@ impl fmt::Display for Choice {
             Mode::Staged => "staged",
             Mode::Auto | Mode::Pipelined => "pipelined",
         };
-        write!(f, "mode: {mode} ({})", self.reason)
+        write!(f, "{mode} ({})", self.reason)
     }
 }
 

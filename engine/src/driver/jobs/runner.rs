@@ -126,6 +126,8 @@ struct Job {
     inline: HashMap<AttemptId, Arc<HashMap<u32, Bytes>>>,
     /// Of each stage, as its consumers are told; made when first asked for, dropped when an output changes.
     inputs: HashMap<u32, v1::StageInput>,
+    /// Bytes that the tasks of each stage have spilled.
+    spilled: HashMap<u32, u64>,
     statement: Option<u32>,
     changed: bool,
 }
@@ -182,6 +184,7 @@ impl Runner {
                     news,
                     inline: HashMap::new(),
                     inputs: HashMap::new(),
+                    spilled: HashMap::new(),
                     statement,
                     changed: true,
                 };
@@ -195,6 +198,7 @@ impl Runner {
                     news: watch::Sender::new(News::default()),
                     inline: HashMap::new(),
                     inputs: HashMap::new(),
+                    spilled: HashMap::new(),
                     statement: None,
                     changed: false,
                 };
@@ -403,6 +407,7 @@ impl Runner {
         };
         if let Some(job) = self.jobs.get_mut(&attempt.task.job) {
             job.inputs.remove(&attempt.task.stage.0);
+            *job.spilled.entry(attempt.task.stage.0).or_default() += success.spilled_bytes;
             if success.is_inline {
                 let parts = success.inline.into_iter().map(|p| (p.partition, p.bytes.into())).collect();
                 job.inline.insert(attempt, Arc::new(parts));
@@ -575,10 +580,23 @@ impl Runner {
                         executor: last.map_or(0, |a| a.executor.0),
                         started_ms: last.map_or(0, |a| wall(a.started)),
                         ended_ms: last.and_then(|a| a.ended).map_or(0, wall),
+                        attempts: task.attempts.len() as u32,
                     }
                 })
                 .collect();
-            self.board.stage_tasks(statement, stage.stage.0, told);
+            let again = stage.counters.launched - stage.counters.first - stage.counters.speculative;
+            let picture = v1::StageProgress {
+                id: stage.stage.0,
+                tasks: told,
+                task_count: stage.tasks,
+                attempts: stage.counters.launched as u32,
+                again: again as u32,
+                output_rows: stage.output_rows,
+                output_bytes: stage.output_bytes,
+                spilled_bytes: job.spilled.get(&stage.stage.0).copied().unwrap_or(0),
+                ..Default::default()
+            };
+            self.board.stage_changed(statement, picture);
         }
     }
 }
