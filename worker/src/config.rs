@@ -300,14 +300,24 @@ mod tests {
         assert_eq!(config.webui_port, WebuiPort::Given(0));
         assert_eq!((config.work_dir, config.engine), ("/w".into(), "/e".into()));
         assert_eq!(config.on_lease_end, OnLeaseEnd::Stop);
+        assert_eq!((config.shuffle_quota, config.shuffle_free_floor), (None, None));
+        let config =
+            Config::new(&args(&["--shuffle-quota", "2g", "--shuffle-free-floor", "3m"]), dir.path()).unwrap();
+        assert_eq!((config.shuffle_quota, config.shuffle_free_floor), (Some(2 << 30), Some(3 << 20)));
         let config = Config::new(&args(&["--on-lease-end", "keep"]), dir.path()).unwrap();
         assert_eq!(config.on_lease_end, OnLeaseEnd::Keep);
     }
 
     #[test]
-    fn help_says_what_the_lease_policies_mean() {
+    fn help_says_what_policies_and_defaults_mean() {
         let help = Args::command().render_long_help().to_string();
-        for words in ["- stop:", "- keep:", "a supervised driver is killed all the same"] {
+        for words in [
+            "- stop:",
+            "- keep:",
+            "a supervised driver is killed all the same",
+            "[default: 80 % of the disk that --work-dir is on]",
+            "[default: 1g, or 5 % of the disk if that is less]",
+        ] {
             assert!(help.split_whitespace().collect::<Vec<_>>().join(" ").contains(words), "{help}");
         }
     }
@@ -330,7 +340,7 @@ mod tests {
         std::fs::write(
             &file,
             "# a comment\n\nfiresteel.master.port 1\nfiresteel.worker.cores=3\nfiresteel.worker.memory = 2g\n\
-             firesteel.worker.on-lease-end keep\n",
+             firesteel.worker.on-lease-end keep\nfiresteel.worker.shuffle-quota 4g\n",
         )
         .unwrap();
         let parse = |more: &[&str]| {
@@ -339,6 +349,7 @@ mod tests {
         };
         let config = Config::new(&parse(&["-c", "5"]).unwrap(), dir.path()).unwrap();
         assert_eq!(config.capacity, Resources::new(5, 2048));
+        assert_eq!(config.shuffle_quota, Some(4 << 30));
         assert_eq!(config.on_lease_end, OnLeaseEnd::Keep);
         for (text, expected) in [
             ("firesteel.worker.cores lots", "--cores"),

@@ -327,6 +327,28 @@ mod tests {
     }
 
     #[test]
+    fn map_outputs_stay_where_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let work = WorkDir::open(dir.path()).unwrap();
+        let id = ProcessId::from_name("app-1".parse().unwrap(), "executor-1").unwrap();
+        let driver = ProcessId::from_name("app-2".parse().unwrap(), "driver-0").unwrap();
+        work.prepare(&driver).unwrap();
+        assert!(!work.shuffle(driver.application()).exists(), "a driver leaves none");
+        let path = work.shuffle(id.application());
+        for _ in 0..2 {
+            work.prepare(&id).unwrap();
+            assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+            std::fs::create_dir_all(path.join("query")).unwrap();
+        }
+        work.sweep().unwrap();
+        assert!(path.join("query").exists());
+        // Not into what somebody has put in its place.
+        std::fs::remove_dir_all(&path).unwrap();
+        std::os::unix::fs::symlink("/", &path).unwrap();
+        assert!(work.prepare(&id).unwrap_err().to_string().contains("shuffle/app-1"));
+    }
+
+    #[test]
     fn identity_and_epoch_are_kept() {
         let dir = tempfile::tempdir().unwrap();
         let work = WorkDir::open(dir.path()).unwrap();

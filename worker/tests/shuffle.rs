@@ -361,7 +361,7 @@ async fn a_reader_that_does_not_read_costs_two_chunks() {
 
 #[tokio::test]
 async fn very_many_fetches_keep_to_the_bound_of_open_files_and_none_fails() {
-    let bench = Bench::new(Bounds { open_files: 3, ..Bounds::default() });
+    let bench = Bench::new(Bounds { open_files: 3, chunks_per_turn: 1, ..Bounds::default() });
     let outputs: Vec<Vec<u8>> = (0..40).map(|task| noise(2 * CHUNK + 1000 * task as usize, task)).collect();
     for (task, bytes) in outputs.iter().enumerate() {
         let (first, second) = bytes.split_at(bytes.len() / 2);
@@ -452,7 +452,7 @@ async fn callers_beyond_the_bound_of_streams_wait_for_one_to_end() {
     let one = bench.start(&output(0), 0).await.unwrap();
     let _two = bench.start(&output(0), 0).await.unwrap();
     let id = output(0).to_string();
-    let mut third = tokio_test_task(&bench.service, id);
+    let mut third = spawn_fetch(&bench.service, id);
     eventually("a third caller", || bench.service.counters().fetches() == 3).await;
     assert!(!third.is_finished());
     drop(one);
@@ -460,7 +460,7 @@ async fn callers_beyond_the_bound_of_streams_wait_for_one_to_end() {
     assert_eq!(read(stream).await.unwrap().len(), 4 * CHUNK);
 }
 
-fn tokio_test_task(service: &ShuffleService, id: String) -> tokio::task::JoinHandle<Result<Stream, Status>> {
+fn spawn_fetch(service: &ShuffleService, id: String) -> tokio::task::JoinHandle<Result<Stream, Status>> {
     let service = service.clone();
     tokio::spawn(async move { fetch(&service, Some(TOKEN), "app-1", &id, 0).await })
 }

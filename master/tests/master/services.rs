@@ -370,7 +370,7 @@ async fn map_outputs_are_kept_and_found_where_executors_were() {
     };
     for worker in [&mut one, &mut two] {
         let assignment = worker.until(|a| !a.processes.is_empty()).await;
-        assert_eq!(assignment.shuffle_tenants, [tenant.clone()], "with the first launch");
+        assert_eq!(assignment.shuffle_tenants, std::slice::from_ref(&tenant), "with the first launch");
     }
     driver.until(|u| hosts(u) == [ONE, TWO]).await;
 
@@ -383,14 +383,14 @@ async fn map_outputs_are_kept_and_found_where_executors_were() {
     let assignment = two.next().await;
     assert_eq!(
         (assignment.processes.len(), assignment.shuffle_tenants.as_slice()),
-        (0, &[tenant.clone()][..])
+        (0, std::slice::from_ref(&tenant))
     );
     driver.until(|u| hosts(u) == [ONE, TWO]).await;
 
     // The next leader knows all this, too.
     let master = master.restart().await;
     let mut two = FakeWorker::attach_at(&master, "worker-2", 2, 4002).await.unwrap();
-    assert_eq!(two.next().await.shuffle_tenants, [tenant.clone()]);
+    assert_eq!(two.next().await.shuffle_tenants, std::slice::from_ref(&tenant));
     let mut driver = master.driver(&submitted).await.unwrap();
     driver.until(|u| hosts(u) == [ONE, TWO]).await;
     // A worker may be found elsewhere after a restart of its own.

@@ -3,7 +3,8 @@
 //! # What bounds it
 //! - A stream has at most one chunk that nobody has taken and one that is being read: a reader that is slow stops its disk
 //!   reads, not the worker. With many streams chunks become smaller.
-//! - Files are open only in [`Slots`], which are waited for in order and given back while a reader makes a stream wait.
+//! - Files are open only in [`Slots`], which are waited for in order. While others wait for one, a stream gives its own back
+//!   when its reader makes it wait, and after some chunks in any case: long partitions do not hold up short ones.
 //! - Beyond [`Bounds::streams`] streams, callers wait for one to end.
 
 use super::Tenants;
@@ -36,6 +37,8 @@ const DISCARDS_MAX: usize = 2;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
     pub open_files: usize,
+    /// After so many chunks a stream lets others have their turn.
+    pub chunks_per_turn: u32,
     pub streams: usize,
     /// What the chunks of all streams shall take together, as long as there are not very many.
     pub buffer_bytes: usize,
@@ -44,7 +47,13 @@ pub struct Bounds {
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { open_files: 64, streams: 4096, buffer_bytes: 64 << 20, index_cache_bytes: 64 << 20 }
+        Self {
+            open_files: 64,
+            chunks_per_turn: 16,
+            streams: 4096,
+            buffer_bytes: 64 << 20,
+            index_cache_bytes: 64 << 20,
+        }
     }
 }
 
@@ -306,6 +315,7 @@ impl Fetch {
         let _stream = Gauge::new(&counters.streams);
         let identity = output.identity;
         let mut open = Some(output);
+        let mut chunks = 0;
         while !pieces.is_empty() {
             let place = match sender.try_reserve() {
                 Ok(place) => place,
@@ -324,10 +334,17 @@ impl Fetch {
                     place
                 }
             };
+            if chunks >= self.service.bounds.chunks_per_turn && self.service.slots.waiting() > 0 {
+                open = None;
+            }
             let output = match open.take() {
                 Some(output) => Ok(output),
-                None => self.reopen(identity).await,
+                None => {
+                    chunks = 0;
+                    self.reopen(identity).await
+                }
             };
+            chunks += 1;
             let read = match output {
                 Ok(output) => self.read(output, &mut pieces).await,
                 Err(error) => Err(error),

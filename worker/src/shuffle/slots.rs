@@ -95,3 +95,33 @@ impl Drop for Waiting<'_> {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::poll;
+    use std::pin::pin;
+    use std::task::Poll;
+
+    #[tokio::test]
+    async fn they_are_given_in_order_and_holders_hear_that_somebody_waits() {
+        let slots = Slots::new(1);
+        let held = slots.take().await;
+        let mut wanted = pin!(slots.wanted());
+        assert!(poll!(&mut wanted).is_pending());
+        let mut second = Box::pin(slots.take());
+        let mut third = Box::pin(slots.take());
+        assert!(poll!(&mut second).is_pending() && poll!(&mut third).is_pending());
+        assert!(poll!(&mut wanted).is_ready());
+        assert_eq!((slots.used(), slots.waiting()), (1, 2));
+        drop(held);
+        assert!(poll!(&mut third).is_pending());
+        let Poll::Ready(held) = poll!(&mut second) else { panic!("it was the first to wait") };
+        // Who has gone away does not want it any more.
+        drop(third);
+        assert_eq!(slots.waiting(), 0);
+        assert!(poll!(pin!(slots.wanted())).is_pending());
+        drop(held);
+        assert_eq!((slots.used(), slots.peak()), (0, 1));
+    }
+}

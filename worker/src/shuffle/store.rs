@@ -121,3 +121,100 @@ impl Store {
         &self.root
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    fn app(n: u32) -> ApplicationId {
+        format!("app-{n}").parse().unwrap()
+    }
+
+    fn tenants(numbers: &[u32]) -> BTreeMap<ApplicationId, Secret> {
+        numbers.iter().map(|n| (app(*n), Secret::new("t"))).collect()
+    }
+
+    fn put(root: &Path, file: &str) {
+        let path = root.join(file);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, "x").unwrap();
+    }
+
+    #[track_caller]
+    fn eventually(what: &str, condition: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !condition() {
+            assert!(Instant::now() < deadline, "{what}");
+            std::thread::yield_now();
+        }
+    }
+
+    fn names(root: &Path) -> BTreeSet<String> {
+        std::fs::read_dir(root).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn nothing_goes_before_the_first_assignment_and_under_a_writer() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        for n in 1..=3 {
+            put(root, &format!("app-{n}/q/1-0-0.shuffle"));
+        }
+        let mut store = Store::open(root.into()).unwrap();
+        store.tidy(|_| false);
+        assert_eq!(names(root).len(), 3);
+        store.assign(tenants(&[1]));
+        store.tidy(|id| *id == app(2));
+        assert!(!root.join("app-3").exists(), "gone by its name at once");
+        eventually("app-3 gone", || names(root) == ["app-1", "app-2"].map(str::to_owned).into());
+        store.tidy(|_| false);
+        eventually("app-2 gone", || names(root) == ["app-1".to_owned()].into());
+
+        // It comes back, and its directory with it.
+        store.assign(tenants(&[1, 2]));
+        store.expect(&app(2));
+        put(root, "app-2/q/1-0-0.shuffle");
+        store.tidy(|_| false);
+        assert!(root.join("app-2").exists());
+        store.assign(tenants(&[1]));
+        // Of one that never got so far there is none.
+        store.expect(&app(4));
+        store.tidy(|_| false);
+        eventually("app-2 gone again", || names(root) == ["app-1".to_owned()].into());
+    }
+
+    #[test]
+    fn a_name_that_is_left_from_before_is_not_used_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        put(root, "app-1/q/1-0-0.shuffle");
+        let mut store = Store::open(root.into()).unwrap();
+        // As if its removal had been stuck since the last start.
+        put(root, ".removed-app-1-1/x");
+        store.assign(tenants(&[]));
+        store.tidy(|_| false);
+        eventually("app-1 gone", || names(root) == [".removed-app-1-1".to_owned()].into());
+        drop(store);
+        let _store = Store::open(root.into()).unwrap();
+        eventually("the leftover gone", || names(root).is_empty());
+    }
+
+    #[test]
+    fn links_that_were_planted_are_removed_and_not_followed() {
+        let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let root = dir.path();
+        put(outside.path(), "q/.tmp-1-0");
+        std::os::unix::fs::symlink(outside.path(), root.join("app-1")).unwrap();
+        put(root, "app-2/x");
+        std::os::unix::fs::symlink(outside.path().join("q"), root.join("app-2/q")).unwrap();
+        let mut store = Store::open(root.into()).unwrap();
+        for application in [app(1), app(2)] {
+            store.executor_ended(&ExecutorId { application, number: 1 });
+        }
+        store.assign(tenants(&[]));
+        store.tidy(|_| false);
+        eventually("both gone", || names(root).is_empty());
+        assert!(outside.path().join("q/.tmp-1-0").exists());
+    }
+}

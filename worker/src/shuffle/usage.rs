@@ -99,3 +99,29 @@ pub fn disk(path: &Path) -> Option<Disk> {
         free_bytes: stat.f_bavail.checked_mul(stat.f_frsize)?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_summed_by_application_and_links_count_for_themselves() {
+        let dir = tempfile::tempdir().unwrap();
+        let query = dir.path().join("app-1/q");
+        std::fs::create_dir_all(&query).unwrap();
+        std::fs::create_dir_all(dir.path().join("app-2")).unwrap();
+        std::fs::create_dir_all(dir.path().join(".removed-app-3-1/q")).unwrap();
+        for (name, bytes) in [("1-0-0.shuffle", 1000), ("1-1-0.shuffle", 500), (".tmp-3-x", 7)] {
+            std::fs::write(query.join(name), vec![0; bytes]).unwrap();
+        }
+        std::os::unix::fs::symlink("/", dir.path().join("app-1/root")).unwrap();
+        let report = measure(dir.path());
+        let of = |id: &str| report.applications.get(&id.parse().unwrap()).copied();
+        assert_eq!(of("app-1"), Some(Usage { bytes: 1507, outputs: 2, unfinished: 1 }));
+        assert_eq!(of("app-2"), Some(Usage::default()));
+        assert_eq!(report.applications.len(), 2);
+        let disk = disk(dir.path()).unwrap();
+        assert!(disk.free_bytes <= disk.total_bytes && report.free_bytes.is_some());
+        assert_eq!(measure(&dir.path().join("none")).applications.len(), 0);
+    }
+}
