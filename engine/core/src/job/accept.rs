@@ -90,6 +90,7 @@ impl Job {
         }
         let task = &mut stage.tasks[at.task as usize];
         task.state = TaskState::Done;
+        task.published = true;
         task.output = Some(made);
         if stage.result {
             cx.actions.push(Action::ResultReady { attempt });
