@@ -6,13 +6,14 @@
 //! and every event is a success that makes room for one launch.
 
 use firesteel_engine_core::{
-    Action, AttemptId, Event, ExecutorId, Input, InputKind, JobId, JobOrder, JobSpec, Output, Place, Policy,
-    Scheduler, StageId, StageSpec, WorkerKey,
+    Action, AttemptId, Event, ExecutorId, Failure, Input, InputKind, JobId, JobOrder, JobSpec, Output, Place,
+    Policy, Scheduler, StageId, StageSpec, WorkerKey,
 };
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 const EXECUTORS_PER_WORKER: u32 = 4;
+const RUNS: u32 = 5;
 
 struct Shape {
     name: &'static str,
@@ -22,6 +23,8 @@ struct Shape {
     /// Tasks of each stage, and how it reads the one before.
     stages: Vec<(u32, InputKind)>,
     order: JobOrder,
+    /// The first attempt at every task fails.
+    fails_once: bool,
 }
 
 fn main() {
@@ -33,6 +36,7 @@ fn main() {
         jobs,
         stages,
         order: JobOrder::Fifo,
+        fails_once: false,
     };
     let groups = vec![shuffle(10_000), (10_000, InputKind::Coalesce), (100, InputKind::Coalesce)];
     let shapes = [
@@ -50,13 +54,17 @@ fn main() {
             jobs: 100,
             stages: vec![shuffle(900), shuffle(100)],
             order: JobOrder::Fair,
+            fails_once: false,
+        },
+        Shape {
+            fails_once: true,
+            ..fifo("10,000 × 10,000, each fails once", 100, 4, 1, vec![shuffle(10_000), shuffle(10_000)])
         },
     ];
     println!("{:<36} {:>9} {:>9} {:>12} {:>10}", "shape", "tasks", "ms", "tasks/s", "µs/task");
     for shape in shapes {
-        // The second run has warm memory, as in a driver that has been up for a while.
-        run(&shape);
-        let (tasks, elapsed) = run(&shape);
+        // The best of some: a machine with other work to do says nothing about the scheduler.
+        let Some((tasks, elapsed)) = (0..RUNS).map(|_| run(&shape)).min_by_key(|run| run.1) else { return };
         let seconds = elapsed.as_secs_f64();
         println!(
             "{:<36} {:>9} {:>9.1} {:>12.0} {:>10.2}",
@@ -67,10 +75,17 @@ fn main() {
             seconds * 1e6 / tasks as f64
         );
     }
+    let elapsed = lose_a_worker();
+    println!("\na worker with 5,000 of 10,000 needed outputs is lost: {:.1} ms", elapsed.as_secs_f64() * 1e3);
+}
+
+fn output(place: Place) -> Output {
+    Output { place, bytes: 1_000_000, rows: 10_000 }
 }
 
 fn run(shape: &Shape) -> (u64, Duration) {
-    let mut scheduler = Scheduler::new(Policy { order: shape.order, ..Policy::default() });
+    let exclusion = Policy::default().exclusion.filter(|_| !shape.fails_once);
+    let mut scheduler = Scheduler::new(Policy { order: shape.order, exclusion, ..Policy::default() });
     let workers: Vec<WorkerKey> = (0..shape.executors.div_ceil(EXECUTORS_PER_WORKER))
         .map(|n| WorkerKey::from(format!("worker-20261121074500-{n}").as_str()))
         .collect();
@@ -88,15 +103,60 @@ fn run(shape: &Shape) -> (u64, Duration) {
         take(actions, &mut running, &mut finished);
     }
     while let Some((attempt, executor)) = running.pop_front() {
-        let output = Output { place: Place::Worker(worker_of(executor)), bytes: 1_000_000, rows: 10_000 };
-        let actions = scheduler.handle(begin.elapsed(), Event::Succeeded { attempt, output });
+        let event = if shape.fails_once && attempt.attempt == 0 {
+            Event::Failed { attempt, failure: Failure::Retryable("disk full".to_owned()) }
+        } else {
+            Event::Succeeded { attempt, output: output(Place::Worker(worker_of(executor))) }
+        };
+        let actions = scheduler.handle(begin.elapsed(), event);
         take(actions, &mut running, &mut finished);
     }
     let elapsed = begin.elapsed();
     assert_eq!(finished, shape.jobs, "{}: jobs were left", shape.name);
     let tasks = shape.stages.iter().map(|stage| u64::from(stage.0)).sum::<u64>() * u64::from(shape.jobs);
-    assert_eq!(scheduler.counters().launched, tasks, "{}: tasks ran twice", shape.name);
-    (tasks, elapsed)
+    let launches = tasks * if shape.fails_once { 2 } else { 1 };
+    assert_eq!(scheduler.counters().launched, launches, "{}: tasks ran again", shape.name);
+    (launches, elapsed)
+}
+
+/// How long the scheduler needs to find out what is to be done.
+fn lose_a_worker() -> Duration {
+    let shuffle = |tasks| (tasks, InputKind::Shuffle);
+    let shape = Shape {
+        name: "",
+        executors: 2,
+        slots: 4,
+        jobs: 1,
+        stages: vec![shuffle(10_000), shuffle(10_000)],
+        order: JobOrder::Fifo,
+        fails_once: false,
+    };
+    let mut scheduler = Scheduler::new(Policy::default());
+    let workers = [WorkerKey::from("worker-a"), WorkerKey::from("worker-b")];
+    for (n, worker) in (0..).zip(&workers) {
+        let event = Event::ExecutorUp { executor: ExecutorId(n), worker: worker.clone(), slots: shape.slots };
+        scheduler.handle(Duration::ZERO, event);
+    }
+    let (mut running, mut finished) = (VecDeque::new(), 0);
+    take(scheduler.handle(Duration::ZERO, Event::Submit(job(&shape, 0))), &mut running, &mut finished);
+    while let Some((attempt, executor)) = running.pop_front() {
+        if attempt.task.stage == StageId(1) {
+            break;
+        }
+        let output = output(Place::Worker(workers[executor.0 as usize].clone()));
+        take(
+            scheduler.handle(Duration::ZERO, Event::Succeeded { attempt, output }),
+            &mut running,
+            &mut finished,
+        );
+    }
+    let begin = Instant::now();
+    let event = Event::WorkerLost { worker: workers[0].clone(), reason: "no heartbeat".to_owned() };
+    scheduler.handle(Duration::ZERO, event);
+    let elapsed = begin.elapsed();
+    let stage = &scheduler.progress(JobId(0)).expect("the job").stages[0];
+    assert_eq!(stage.tasks - stage.done, 5_000, "half of the outputs are to be made again");
+    elapsed
 }
 
 fn take(actions: Vec<Action>, running: &mut VecDeque<(AttemptId, ExecutorId)>, finished: &mut u32) {
