@@ -4,7 +4,7 @@ use crate::{AttemptId, ExecutorId, JobError, JobId, Place, StageId};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Run this. All outputs that it reads are there now ([`crate::Scheduler::output`]).
+    /// Run this. All outputs that it reads are there when `handle` returns ([`crate::Scheduler::output`]).
     Launch {
         attempt: AttemptId,
         executor: ExecutorId,
@@ -17,13 +17,14 @@ pub enum Action {
         attempts: Vec<(AttemptId, ExecutorId)>,
         hints: Hints,
     },
-    /// Stop it; whatever it reports is ignored.
+    /// Stop it; whatever it reports is ignored. Not said of what runs on an executor that is lost.
     Cancel {
         attempt: AttemptId,
         executor: ExecutorId,
         why: CancelReason,
     },
-    /// Nobody will read this output.
+    /// Nobody will read this output: it lost a race, or came too late. One that was lost for some reader and made again
+    /// is not discarded before the job is, because others may be reading it.
     Discard {
         attempt: AttemptId,
         place: Place,

@@ -34,7 +34,7 @@ pub enum JobErrorKind {
     InterruptedTooOften,
     /// [`crate::Policy::stage_attempts_max`].
     LostTooOften,
-    /// It would have to run again, but rows of it have left the driver.
+    /// It would have to run again, but rows that depend on it have left the driver.
     Delivered,
 }
 
@@ -54,7 +54,7 @@ impl fmt::Display for JobError {
             JobErrorKind::InterruptedTooOften => write!(f, "was interrupted {times} times")?,
             JobErrorKind::LostTooOften => write!(f, "lost its output {times} times")?,
             JobErrorKind::Delivered => {
-                write!(f, "would have to run again, but rows of it have been delivered already")?;
+                write!(f, "would have to run again, but rows that depend on it have left the driver")?;
             }
         }
         if !self.message.is_empty() {

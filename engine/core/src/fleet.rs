@@ -215,11 +215,9 @@ impl Fleet {
         self.worker(worker).free.iter().map(|&(.., index)| index).find(|&index| suits(index))
     }
 
-    /// Those that may be given tasks when they have room, by number.
-    pub fn usable(&self) -> Vec<ExecutorIndex> {
-        let mut usable: Vec<_> = self.usable.iter().copied().collect();
-        usable.sort_by_key(|&index| self.executor(index).id);
-        usable
+    /// Those that may be given tasks when they have room.
+    pub fn usable(&self) -> impl Iterator<Item = ExecutorIndex> {
+        self.usable.iter().copied()
     }
 
     pub fn has_usable_on(&self, worker: WorkerIndex) -> bool {

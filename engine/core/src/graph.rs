@@ -1,5 +1,6 @@
 //! From a specification to a graph in which every stage knows its neighbours and its region.
 
+use crate::spec::MAX_TASKS;
 use crate::{InputKind, JobSpec, StageId};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -42,6 +43,9 @@ impl Graph {
             }
             if stage.tasks == 0 {
                 return Err(format!("{} has no tasks", stage.id));
+            }
+            if stage.tasks > MAX_TASKS {
+                return Err(format!("{} has {} tasks, more than {MAX_TASKS}", stage.id, stage.tasks));
             }
         }
         let find = |id: StageId, by: &str| {

@@ -49,4 +49,4 @@ pub use progress::{
     TaskProgress,
 };
 pub use scheduler::Scheduler;
-pub use spec::{Input, InputKind, JobSpec, StageSpec};
+pub use spec::{Input, InputKind, JobSpec, MAX_TASKS, StageSpec};

@@ -2,6 +2,9 @@
 
 use crate::{JobId, StageId};
 
+/// Tasks of one stage. More than that is a mistake, and would take the driver's memory.
+pub const MAX_TASKS: u32 = 1_000_000;
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobSpec {
     pub id: JobId,
@@ -16,7 +19,7 @@ pub struct JobSpec {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StageSpec {
     pub id: StageId,
-    /// At least one.
+    /// At least one, at most [`MAX_TASKS`].
     pub tasks: u32,
     pub inputs: Vec<Input>,
     /// Running a task again gives the same rows in the same partitions. When an output of a stage that cannot say so is

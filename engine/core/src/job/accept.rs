@@ -1,7 +1,7 @@
 //! An attempt has succeeded.
 
 use super::task::Made;
-use super::{At, Job, Reason, TaskState};
+use super::{At, Delivery, Job, Reason, TaskState};
 use crate::context::Context;
 use crate::fleet::{Found, WorkerIndex};
 use crate::{Action, AttemptId, AttemptState, CancelReason, JobState, Output, Place};
@@ -42,7 +42,9 @@ impl Job {
     fn may_revive(&self, at: At, number: u32) -> bool {
         let task = self.task(at);
         let open = matches!(task.state, TaskState::Waiting | TaskState::Running);
-        open && self.is_running() && number >= task.barrier && !self.is_gang(at.stage)
+        // Rows of another attempt may be on their way already.
+        let untouched = task.delivery == Delivery::Nothing;
+        open && untouched && self.is_running() && number >= task.barrier && !self.is_gang(at.stage)
     }
 
     /// Its end has been booked as an interruption.
@@ -88,6 +90,7 @@ impl Job {
         }
         let task = &mut stage.tasks[at.task as usize];
         task.state = TaskState::Done;
+        task.published = true;
         task.output = Some(made);
         if stage.result {
             cx.actions.push(Action::ResultReady { attempt });

@@ -34,12 +34,15 @@ impl Distrust {
 
     /// Rather than that nobody is left: takes the one back that has failed least. Says whether it did anything.
     pub fn lift_if_none_is_left(&mut self, fleet: &Fleet) -> bool {
-        let usable = fleet.usable();
-        if usable.is_empty() || usable.iter().any(|&executor| !self.excludes(executor, fleet)) {
+        if self.executors.is_empty() && self.workers.is_empty()
+            || fleet.usable().any(|executor| !self.excludes(executor, fleet))
+        {
             return false;
         }
-        let failures = |executor: &ExecutorIndex| self.failures.get(executor).copied().unwrap_or_default();
-        let Some(best) = usable.into_iter().min_by_key(failures) else { return false };
+        let failures = |executor: &ExecutorIndex| {
+            (self.failures.get(executor).copied().unwrap_or_default(), fleet.executor(*executor).id)
+        };
+        let Some(best) = fleet.usable().min_by_key(failures) else { return false };
         let worker = fleet.executor(best).worker;
         self.executors.remove(&best);
         self.workers.remove(&worker);

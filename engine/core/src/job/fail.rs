@@ -109,7 +109,12 @@ impl Job {
             let results = stages.iter().filter(|&&stage| self.stages[stage].result);
             results.flat_map(|&stage| &self.stages[stage].tasks).any(|task| task.delivery > Delivery::Nothing)
         } else {
-            self.task(at).delivery == Delivery::Some
+            match self.task(at).delivery {
+                Delivery::Nothing => false,
+                Delivery::Some => true,
+                // It runs for other readers; the driver has what they get if it is the same.
+                Delivery::All => !self.is_repeatable(at.stage),
+            }
         };
         if delivered {
             let message = std::mem::take(&mut self.retries_mut(at).last_error);

@@ -68,8 +68,9 @@ impl Job {
         for &stage in &stages {
             self.stages[stage].distrust.lift_if_none_is_left(&cx.fleet);
         }
-        let mut executors = cx.fleet.usable();
-        executors.retain(|&executor| !cx.fleet.executor(executor).is_suspect());
+        let mut executors: Vec<_> =
+            cx.fleet.usable().filter(|&executor| !cx.fleet.executor(executor).is_suspect()).collect();
+        executors.sort_by_key(|&executor| cx.fleet.executor(executor).id);
         let mut trusted = executors.clone();
         trusted.retain(|&executor| {
             stages.iter().all(|&stage| !self.stages[stage].distrust.excludes(executor, &cx.fleet))

@@ -7,11 +7,11 @@
 //! A task would like to be on the worker that holds the most bytes of what it reads, if that is a substantial part of them.
 //! Of a shuffle each consumer is taken to read the same share of every output; then all tasks of the stage want the same.
 
-use super::{At, Job};
-use crate::InputKind;
+use super::{At, Job, Task};
 use crate::context::Context;
 use crate::fleet::{ExecutorIndex, WorkerIndex};
 use crate::graph::producers_of;
+use crate::{Cause, InputKind};
 use std::collections::BTreeMap;
 
 pub(crate) struct Choice {
@@ -46,7 +46,9 @@ impl Job {
         let executor = fleet.least_loaded(suits)?;
         let over = cx.now >= stage.local_until;
         if let Some(task) = stage.queue.first_anywhere(|worker| over || !fleet.has_usable_on(worker)) {
-            return Some(first(task, executor));
+            let better =
+                |executor| suits(executor) && !self.has_gone_wrong_on(cx, stage.task(task), executor);
+            return Some(first(task, fleet.least_loaded(better).unwrap_or(executor)));
         }
         stage.copies.iter().take(COPIES_TRIED_MAX).find_map(|&task| {
             let task_now = &stage.tasks[task as usize];
@@ -56,6 +58,17 @@ impl Job {
             let another = |executor| suits(executor) && executor != original;
             let executor = fleet.least_loaded(elsewhere).or_else(|| fleet.least_loaded(another))?;
             Some(Choice { task, executor, speculative: true })
+        })
+    }
+
+    /// Whether the task has better not run here again, if there is a choice: where it failed, or where what it left got lost.
+    fn has_gone_wrong_on(&self, cx: &Context, task: &Task, executor: ExecutorIndex) -> bool {
+        task.attempts.last().is_some_and(|last| match task.cause {
+            Cause::OutputLost => {
+                cx.fleet.executor(last.executor).worker == cx.fleet.executor(executor).worker
+            }
+            Cause::Failed | Cause::Interrupted | Cause::InputLost => last.executor == executor,
+            _ => false,
         })
     }
 

@@ -26,11 +26,11 @@ impl Job {
                 return;
             }
             let stage = self.regions[reader].stages[0];
-            let had_outputs = match self.is_gang(stage) {
+            let published = match self.is_gang(stage) {
                 true => self.roll_back_gang(cx, reader, why),
                 false => self.roll_back_stage(cx, stage, why),
             };
-            if had_outputs && self.is_alive() {
+            if published && self.is_alive() {
                 self.roll_back_readers(cx, reader, why);
             }
         }
@@ -38,59 +38,62 @@ impl Job {
 
     /// `true` if others may have read what it left.
     fn roll_back_stage(&mut self, cx: &mut Context, stage: usize, why: &str) -> bool {
-        let mut had_outputs = false;
         let mut reopened = Vec::new();
-        for task in 0..self.stages[stage].task_count() {
-            let at = At { stage, task };
+        let tasks: Vec<At> = (0..self.stages[stage].task_count()).map(|task| At { stage, task }).collect();
+        if tasks.iter().any(|&at| self.refuses_to_differ(cx, at)) {
+            return false;
+        }
+        let published = self.raise_barrier(&tasks);
+        for at in tasks {
             match self.task(at).state {
                 TaskState::Waiting => {}
                 TaskState::Running | TaskState::Held => {
-                    if self.refuses_to_run_again(cx, at) {
-                        return false;
-                    }
                     self.cancel(cx, at, CancelReason::InputsReplaced);
                     self.enqueue(cx, at, Cause::InputsReplaced);
                 }
                 TaskState::Done | TaskState::Gone => {
-                    had_outputs = true;
-                    if self.refuses_to_differ(cx, at) {
-                        return false;
-                    }
                     self.discard_and_lose(cx, at);
                     self.count_open(cx, at);
                     self.enqueue(cx, at, Cause::InputsReplaced);
                     reopened.push(at);
                 }
             }
-            let task = self.task_mut(at);
-            task.barrier = task.attempts.len() as u32;
         }
         for at in reopened {
             self.make_inputs_again(cx, at, why);
         }
-        had_outputs
+        published
     }
 
     fn roll_back_gang(&mut self, cx: &mut Context, region: usize, why: &str) -> bool {
         let tasks = self.tasks_of(region);
+        if tasks.iter().any(|&at| self.refuses_to_differ(cx, at)) {
+            return false;
+        }
+        let published = self.raise_barrier(&tasks);
         match self.regions[region].state {
-            RegionState::Waiting => false,
+            RegionState::Waiting => {}
             RegionState::Running => {
-                if !self.refuses_to_run_again(cx, tasks[0]) {
-                    self.stop_region(cx, region, CancelReason::InputsReplaced, Cause::InputsReplaced);
-                }
-                false
+                self.stop_region(cx, region, CancelReason::InputsReplaced, Cause::InputsReplaced);
             }
             RegionState::Done => {
-                if tasks.iter().any(|&at| self.refuses_to_differ(cx, at)) {
-                    return false;
-                }
                 tasks.iter().for_each(|&at| self.discard_and_lose(cx, at));
                 self.reopen_region(cx, tasks[0], Cause::InputsReplaced, why);
                 tasks.iter().for_each(|&at| self.task_mut(at).cause = Cause::InputsReplaced);
-                true
             }
         }
+        published
+    }
+
+    /// No attempt so far counts for these tasks. Says whether others may have read any.
+    fn raise_barrier(&mut self, tasks: &[At]) -> bool {
+        let mut published = false;
+        for &at in tasks {
+            let task = self.task_mut(at);
+            task.barrier = task.attempts.len() as u32;
+            published |= std::mem::take(&mut task.published);
+        }
+        published
     }
 
     fn discard_and_lose(&mut self, cx: &mut Context, at: At) {

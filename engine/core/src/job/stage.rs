@@ -87,6 +87,10 @@ impl Stage {
         }
     }
 
+    pub fn task(&self, task: u32) -> &Task {
+        &self.tasks[task as usize]
+    }
+
     pub fn task_count(&self) -> u32 {
         self.tasks.len() as u32
     }

@@ -40,6 +40,8 @@ pub(crate) struct Task {
     pub retries: Retries,
     /// Attempts below this have read inputs that were replaced since.
     pub barrier: u32,
+    /// An output of it has counted since then: others may have read it, even if it is lost by now.
+    pub published: bool,
     /// Has, had or shall have a speculative copy since it last waited.
     pub copied: bool,
     pub delivery: Delivery,
@@ -105,6 +107,7 @@ impl Task {
             cause: Cause::First,
             retries: Retries::default(),
             barrier: 0,
+            published: false,
             copied: false,
             delivery: Delivery::Nothing,
         }
