@@ -1,18 +1,21 @@
 //! Every page through the router, over a state made with real commands.
 
-use super::*;
-use crate::consensus::PeerView;
-use crate::soft::Usage;
+use axum::Router;
 use axum::body::{Body, to_bytes};
-use axum::http::{HeaderMap, Method, Request, header};
+use axum::http::{HeaderMap, Method, Request, StatusCode, header};
 use firesteel_common::{
-    ApplicationSpec, DeployMode, Epoch, ExecutorCount, OutputFormat, ProcessEnd, ProcessId, Resources,
-    Secret, WorkerId,
+    ApplicationId, ApplicationSpec, DeployMode, Epoch, ExecutorCount, MasterUrl, OutputFormat, ProcessEnd,
+    ProcessId, Resources, Secret, WorkerId,
 };
+use firesteel_master::consensus::{MembersView, PeerView, Published};
+use firesteel_master::soft::{Soft, Usage};
+use firesteel_master::web::{AllowedHosts, CONTENT_SECURITY_POLICY, WebContext, assets, router};
 use firesteel_master_core::{ClusterState, Command, Outcome, apply, schedule};
 use firesteel_proto::v1::{JobProgress, Progress, StageProgress, TaskProgress, TaskState};
 use serde_json::Value;
 use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::watch;
 use tower::ServiceExt;
 
 const HOSTILE: &str = r#"<script>alert(1)</script>"'&"#;
@@ -377,7 +380,7 @@ async fn every_answer_is_guarded_and_assets_are_cached() {
     let cluster = Cluster::new();
     for path in ["/", "/json/", "/metrics", "/healthz", "/readyz", "/nothing"] {
         let headers = cluster.get(path).await.headers;
-        assert_eq!(headers[header::CONTENT_SECURITY_POLICY], security::CONTENT_SECURITY_POLICY, "{path}");
+        assert_eq!(headers[header::CONTENT_SECURITY_POLICY], CONTENT_SECURITY_POLICY, "{path}");
         assert_eq!(headers[header::X_CONTENT_TYPE_OPTIONS], "nosniff");
         assert_eq!(headers[header::REFERRER_POLICY], "no-referrer");
         assert_eq!(headers[header::CACHE_CONTROL], "no-store");
