@@ -39,6 +39,8 @@ pub struct Settings {
     pub task_bytes: usize,
     /// The most tasks that a stage is cut into.
     pub stage_tasks_max: usize,
+    /// Map outputs up to so many bytes travel in messages instead of files.
+    pub inline_bytes_max: u64,
     /// How often a task may fail before its query does.
     pub task_attempts_max: u32,
     /// Whether slow tasks get a second copy.
@@ -93,6 +95,10 @@ const KEYS: &[(&str, &str)] = &[
         "firesteel.scan.bytesPerPartition",
         "bytes of files per partition of a scan, in any mode, such as 16m (default: the mode decides)",
     ),
+    (
+        "firesteel.shuffle.inlineSize",
+        "map outputs up to this size travel in messages instead of files, such as 0 or 32k (default 32k)",
+    ),
     ("firesteel.shuffle.compression", "auto, none, lz4 or zstd (default auto)"),
     ("firesteel.staged.bytesPerTask", "bytes of files that a task of a staged query scans (default 128m)"),
     ("firesteel.staged.maxTasks", "the most tasks that a stage is cut into (default 1000)"),
@@ -115,6 +121,7 @@ impl Default for Settings {
             mode: Mode::Auto,
             task_bytes: 128 << 20,
             stage_tasks_max: 1000,
+            inline_bytes_max: 32 << 10,
             task_attempts_max: 4,
             speculation: true,
             result_buffer_bytes: 16 << 20,
@@ -190,6 +197,12 @@ impl Settings {
                 self.task_attempts_max = match value.parse() {
                     Ok(attempts @ 1..) => attempts,
                     _ => return Err(bad("a whole number from 1")),
+                };
+            }
+            "firesteel.shuffle.inlineSize" => {
+                self.inline_bytes_max = match value {
+                    "0" => 0,
+                    _ => bytes(value).filter(|&b| b <= 4 << 20).ok_or_else(|| bad("a size from 0 to 4m"))? as u64,
                 };
             }
             "firesteel.shuffle.compression" => {

@@ -94,11 +94,12 @@ fn fail(directory: &Path, times: &ColumnarValue) -> Result<()> {
 
 fn hold(value: &ColumnarValue, key: &ColumnarValue, directory: &Path) -> Result<()> {
     let ColumnarValue::Scalar(key) = key else { return exec_err!("the key must be a literal") };
+    // As text, so that a literal need not have the column's exact type.
+    let key = key.to_string();
     let held = match value {
-        ColumnarValue::Scalar(value) => value == key,
-        ColumnarValue::Array(values) => {
-            (0..values.len()).any(|row| ScalarValue::try_from_array(values, row).is_ok_and(|v| v == *key))
-        }
+        ColumnarValue::Scalar(value) => value.to_string() == key,
+        ColumnarValue::Array(values) => (0..values.len())
+            .any(|row| ScalarValue::try_from_array(values, row).is_ok_and(|v| v.to_string() == key)),
     };
     if !held {
         return Ok(());

@@ -88,7 +88,13 @@ impl ClusterBackend {
         };
         let backend = Self {
             fleet: Arc::new(Mutex::new(Fleet::new(Instant::now(), patience))),
-            jobs: Jobs::start(application.clone(), policy, channels.clone(), board.clone()),
+            jobs: Jobs::start(
+                application.clone(),
+                policy,
+                channels.clone(),
+                board.clone(),
+                settings.inline_bytes_max,
+            ),
             reader: OutputReader::new(application.clone(), channels.clone(), None),
             settings,
             channels,

@@ -26,8 +26,6 @@ use tokio::task::AbortHandle;
 
 /// Who does not answer a probe within this is taken for dead.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
-/// Outputs up to this size travel in messages: they would be more file than data.
-const INLINE_BYTES_MAX: u64 = 32 << 10;
 /// Pairs of producer and consumer tasks up to which outputs travel in messages: every consumer is sent all of them.
 const INLINE_PAIRS_MAX: u64 = 1024;
 /// Pictures of the tasks are taken at most this often.
@@ -89,6 +87,7 @@ impl Jobs {
         policy: Policy,
         channels: ApplicationChannels,
         board: ProgressBoard,
+        inline_bytes_max: u64,
     ) -> Self {
         let (commands, inbox) = mpsc::unbounded_channel();
         let runner = Runner {
@@ -97,6 +96,7 @@ impl Jobs {
             epoch: Instant::now(),
             channels,
             board,
+            inline_bytes_max,
             jobs: HashMap::new(),
             executors: BTreeMap::new(),
             hosts: BTreeMap::new(),
@@ -138,6 +138,8 @@ struct Runner {
     epoch: Instant,
     channels: ApplicationChannels,
     board: ProgressBoard,
+    /// Outputs up to this size travel in messages: they would be more file than data.
+    inline_bytes_max: u64,
     jobs: HashMap<JobId, Job>,
     executors: BTreeMap<u32, Executor>,
     /// Where each worker's outputs are served.
@@ -346,7 +348,7 @@ impl Runner {
             .sum::<u64>()
             .max(1);
         let inline_bytes_max = match readers * u64::from(shape.tasks) <= INLINE_PAIRS_MAX {
-            true => INLINE_BYTES_MAX,
+            true => self.inline_bytes_max,
             false => 0,
         };
         let output = output_id(&job.graph, attempt).to_string();
