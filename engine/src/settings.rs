@@ -202,7 +202,8 @@ impl Settings {
             "firesteel.shuffle.inlineSize" => {
                 self.inline_bytes_max = match value {
                     "0" => 0,
-                    _ => bytes(value).filter(|&b| b <= 4 << 20).ok_or_else(|| bad("a size from 0 to 4m"))? as u64,
+                    _ => bytes(value).filter(|&b| b <= 4 << 20).ok_or_else(|| bad("a size from 0 to 4m"))?
+                        as u64,
                 };
             }
             "firesteel.shuffle.compression" => {

@@ -29,7 +29,8 @@ const STAGED: &[&str] = &[
     "--conf",
     "firesteel.scan.bytesPerPartition=200k",
 ];
-const EXPECTED: &str = "SELECT l_linenumber AS k, count(*) AS n, sum(l_quantity) AS q FROM lineitem GROUP BY k ORDER BY k;";
+const EXPECTED: &str =
+    "SELECT l_linenumber AS k, count(*) AS n, sum(l_quantity) AS q FROM lineitem GROUP BY k ORDER BY k;";
 
 /// A cluster, and the directory through which its test functions talk to the test.
 struct Lab {
@@ -214,7 +215,11 @@ fn a_task_that_fails_is_tried_again_and_a_hopeless_one_ends_the_query() {
     assert_eq!(map_tasks_again(&status), 2, "{status:#}");
     let run = lab.submit(&failing(1000), &["--name", "hopeless"]).finish();
     assert_eq!(run.code, 1, "{}", run.stderr);
-    assert!(run.stderr.contains("failed 4 times") && run.stderr.contains("test_fail fails"), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("failed 4 times") && run.stderr.contains("test_fail fails"),
+        "{}",
+        run.stderr
+    );
     lab.cluster.assert_clean();
 }
 

@@ -364,7 +364,7 @@ impl ClusterBackend {
             let staged = self.plan_staged(&mut state, query, slots).await?;
             self.board.stages_planned(job, &stages(&staged.plan)?, restarts);
             let graph = graph(&staged.plan)?;
-            let run = StagedQuery::new(&self.jobs, POOL, graph, self.reader.clone());
+            let run = StagedQuery::new(&self.jobs, POOL, graph, self.reader.clone(), false);
             self.jobs.send(Command::Watch { job: run.job(), statement: job });
             state.config_mut().set_distributed_channel_resolver(run.clone());
             lock(&self.current).staged = Some(Arc::default());
@@ -404,19 +404,42 @@ impl ClusterBackend {
         query: &LogicalPlan,
         slots: usize,
     ) -> DfResult<Staged> {
+        let first = self.plan(state, query, slots).await?;
+        let tasks = self.staged_tasks(state, &first.plan, slots)?;
+        self.plan(state, query, tasks).await
+    }
+
+    /// How many tasks a stage of `plan` may have when it runs in stages, and sets how much each scans.
+    fn staged_tasks(
+        &self,
+        state: &mut SessionState,
+        plan: &Arc<dyn ExecutionPlan>,
+        slots: usize,
+    ) -> DfResult<usize> {
         let partitions = state.config().target_partitions().max(1);
-        let partition_bytes =
-            self.settings.scan_bytes_per_partition.unwrap_or(self.settings.task_bytes / partitions);
-        state.config_mut().set_distributed_file_scan_config_bytes_per_partition(partition_bytes.max(1))?;
-        let staged = self.plan(state, query, slots).await?;
-        let task_bytes = (partition_bytes * partitions).max(1) as u64;
-        let wanted = mode::scanned_bytes(&staged.plan)?.div_ceil(task_bytes) as usize;
+        let partition_bytes = self.settings.scan_bytes_per_partition;
+        let partition_bytes = partition_bytes.unwrap_or(self.settings.task_bytes / partitions).max(1);
+        state.config_mut().set_distributed_file_scan_config_bytes_per_partition(partition_bytes)?;
+        let task_bytes = partition_bytes.saturating_mul(partitions) as u64;
+        let wanted = mode::scanned_bytes(plan)?.div_ceil(task_bytes) as usize;
         // Whole waves: no slot is idle while the last tasks run.
-        let tasks = wanted.div_ceil(slots.max(1)) * slots;
-        match tasks.min(self.settings.stage_tasks_max) {
-            tasks if tasks > slots => self.plan(state, query, tasks).await,
-            _ => Ok(staged),
+        let slots = slots.max(1);
+        Ok((wanted.div_ceil(slots) * slots).clamp(slots, self.settings.stage_tasks_max.max(slots)))
+    }
+
+    /// A plan whose operators report what they measure.
+    async fn plan_measured(
+        &self,
+        state: &SessionState,
+        query: &LogicalPlan,
+        tasks: usize,
+    ) -> DfResult<Arc<dyn ExecutionPlan>> {
+        {
+            let mut current = lock(&self.current);
+            current.planned = (0..tasks.max(1)).map(placeholder).collect::<Result<_, _>>()?;
+            current.staged = None;
         }
+        keep_work_off_the_driver(state.create_physical_plan(query).await?, true)
     }
 }
 
@@ -495,20 +518,35 @@ impl Backend for ClusterBackend {
         let executors = self.ready().await?;
         let mut state = self.attempt_state(ctx, &executors)?;
         state.config_mut().set_distributed_metrics_collection(true)?;
-        lock(&self.current).planned = (0..executors.len()).map(placeholder).collect::<Result<_, _>>()?;
-        let plan = keep_work_off_the_driver(state.create_physical_plan(query).await?, true)?;
+        let mut plan = self.plan_measured(&state, query, executors.len()).await?;
+        let (_, memory) = self.expected();
+        let choice = Choice::of(&self.settings, &plan, executors.len(), memory)?;
+        let mut run = None;
+        if choice.mode == Mode::Staged && !stages(&plan)?.is_empty() {
+            let slots = executors.iter().map(|e| e.resources.cores.max(1) as usize).sum::<usize>();
+            let tasks = self.staged_tasks(&mut state, &plan, slots)?;
+            plan = self.plan_measured(&state, query, tasks).await?;
+            let staged = StagedQuery::new(&self.jobs, POOL, graph(&plan)?, self.reader.clone(), true);
+            self.jobs.send(Command::Watch { job: staged.job(), statement: job });
+            state.config_mut().set_distributed_channel_resolver(staged.clone());
+            lock(&self.current).staged = Some(Arc::default());
+            run = Some(staged);
+        } else {
+            self.use_executors(job, &executors)?;
+        }
+        self.board.mode_chosen(job, choice.to_string());
         self.board.stages_planned(job, &stages(&plan)?, 0);
-        self.use_executors(job, &executors)?;
         let mut batches = execute_stream(Arc::clone(&plan), state.task_ctx())?;
         while batches.try_next().await?.is_some() {}
         drop(batches);
+        drop(run);
         if !plan.is::<DistributedExec>() {
             return Ok(Some(show_plan(plan.as_ref())));
         }
         // A lost report must not hang the statement.
         let measured = explain_analyze(plan, DistributedMetricsFormat::Aggregated);
         match tokio::time::timeout(METRICS_TIMEOUT, measured).await {
-            Ok(measured) => Ok(Some(measured?.trim_end().to_owned())),
+            Ok(measured) => Ok(Some(format!("mode: {choice}\n{}", measured?.trim_end()))),
             Err(_) => Err(RunError::Unsupported("an executor did not report what it measured".to_owned())),
         }
     }

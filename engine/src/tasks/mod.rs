@@ -7,10 +7,12 @@ mod failure;
 mod head;
 mod inputs;
 mod joins;
+mod metrics;
 mod runner;
 mod service;
 
 pub use failure::classify;
 pub use inputs::TaskInputs;
+pub use metrics::decode as decode_metrics;
 pub use runner::TaskRunner;
 pub use service::TaskService;

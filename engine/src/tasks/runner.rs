@@ -8,6 +8,7 @@ use crate::tasks::failure::classify;
 use crate::tasks::head::Head;
 use crate::tasks::inputs::TaskInputs;
 use crate::tasks::joins::joins_by_sorting;
+use crate::tasks::metrics;
 use crate::transport::ApplicationChannels;
 use arrow::ipc::CompressionType;
 use arrow::ipc::writer::IpcWriteOptions;
@@ -80,10 +81,11 @@ impl TaskRunner {
         };
         let context = Arc::new(task_context(&session, &output, position, inputs));
         let attempt = write::attempt_name(output.stage, output.task, output.attempt);
-        let mut plan = write::into_attempt(decode(&request.plan, &context)?, &attempt)?;
-        if request.sort_merge_joins {
-            plan = joins_by_sorting(plan)?;
-        }
+        let planned = write::into_attempt(decode(&request.plan, &context)?, &attempt)?;
+        let plan = match request.sort_merge_joins {
+            true => joins_by_sorting(Arc::clone(&planned))?,
+            false => Arc::clone(&planned),
+        };
         let head = Head::take(plan);
         let mut writer = OutputWriter::new(
             output,
@@ -97,6 +99,11 @@ impl TaskRunner {
         head.run(&context, &mut writer).await?;
         let written = writer.finish().await?;
         let spilled = spilled_bytes(&head.plan);
+        let metrics = match (request.collect_metrics, request.sort_merge_joins) {
+            (false, _) => Vec::new(),
+            (true, false) => metrics::encode(&planned)?,
+            (true, true) => metrics::encode_nothing(&planned)?,
+        };
         Ok(v1::TaskSuccess {
             partition_bytes: written.partition_bytes,
             rows: written.rows,
@@ -108,7 +115,7 @@ impl TaskRunner {
                 .map(|(partition, bytes)| v1::InlinePartition { partition: partition as u32, bytes })
                 .collect(),
             elapsed_ms: 0,
-            metrics: Vec::new(),
+            metrics,
             spilled_bytes: spilled,
         })
     }

@@ -8,4 +8,6 @@ mod plan;
 mod script;
 mod session;
 mod settings;
+mod shuffle;
 mod store;
+mod tasks;

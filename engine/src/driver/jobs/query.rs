@@ -4,6 +4,7 @@
 use crate::driver::jobs::graph::Graph;
 use crate::driver::jobs::runner::{Command, Jobs};
 use crate::shuffle::{OutputReader, ShuffleError, Source, find_shuffle_error};
+use crate::tasks::decode_metrics;
 use arrow::array::RecordBatch;
 use datafusion::common::{internal_err, not_impl_err};
 use datafusion::error::{DataFusionError, Result};
@@ -12,8 +13,8 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 use datafusion_distributed::{
     ChannelResolver, CoordinatorToWorkerMsg, ExecuteTaskRequest, GetWorkerInfoRequest, GetWorkerInfoResponse,
-    MaybeEncoded, RouteTasksEvent, RouteTasksEventResponse, SetPlanRequest, TaskKey, WorkerChannel,
-    WorkerToCoordinatorMsg,
+    MaybeEncoded, RouteTasksEvent, RouteTasksEventResponse, SetPlanRequest, TaskKey, TaskMetrics,
+    WorkerChannel, WorkerToCoordinatorMsg,
 };
 use firesteel_common::shuffle::OutputId;
 use firesteel_engine_core::{AttemptId, JobError, JobId, StageId, TaskId};
@@ -22,7 +23,7 @@ use futures::stream::{self, BoxStream};
 use http::HeaderMap;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use url::Url;
 
 /// Names tasks by their place in the plan, not by where they run: nobody knows that yet.
@@ -47,9 +48,26 @@ pub struct Fragment {
     plan: Arc<dyn ExecutionPlan>,
     context: Arc<TaskContext>,
     pub headers: Arc<BTreeMap<String, String>>,
+    /// Takes what the task measured; `None` when nobody asked, or it is known already.
+    metrics: Mutex<Option<oneshot::Sender<TaskMetrics>>>,
 }
 
 impl Fragment {
+    pub fn wants_metrics(&self) -> bool {
+        lock(&self.metrics).is_some()
+    }
+
+    pub fn measured(&self, encoded: &[u8]) {
+        match decode_metrics(encoded) {
+            Ok(metrics) => {
+                if let Some(to) = lock(&self.metrics).take() {
+                    let _ = to.send(metrics);
+                }
+            }
+            Err(error) => tracing::warn!("an executor's measurements are not understood: {error}"),
+        }
+    }
+
     pub fn encode(&self) -> Result<Vec<u8>> {
         MaybeEncoded::Decoded(Arc::clone(&self.plan)).encode(&self.context)
     }
@@ -82,6 +100,7 @@ struct Shared {
     job: JobId,
     pool: String,
     graph: Graph,
+    measure: bool,
     jobs: Jobs,
     reader: OutputReader,
     fragments: Mutex<Fragments>,
@@ -108,11 +127,13 @@ impl Drop for Shared {
 }
 
 impl StagedQuery {
-    pub fn new(jobs: &Jobs, pool: &str, graph: Graph, reader: OutputReader) -> Self {
+    /// `measure`: the tasks' measurements are handed to the plan's own collection.
+    pub fn new(jobs: &Jobs, pool: &str, graph: Graph, reader: OutputReader, measure: bool) -> Self {
         let shared = Shared {
             job: jobs.next_job(),
             pool: pool.to_owned(),
             graph,
+            measure,
             jobs: jobs.clone(),
             reader,
             fragments: Mutex::default(),
@@ -133,13 +154,21 @@ impl StagedQuery {
     }
 
     /// Keeps a fragment; the last one starts the job.
-    fn keep(&self, headers: HeaderMap, request: SetPlanRequest, context: &Arc<TaskContext>) -> Result<()> {
+    fn keep(
+        &self,
+        headers: HeaderMap,
+        request: SetPlanRequest,
+        context: &Arc<TaskContext>,
+    ) -> Result<oneshot::Receiver<TaskMetrics>> {
         let MaybeEncoded::Decoded(plan) = request.plan else { return internal_err!("an encoded fragment") };
         let mut fragments = lock(&self.shared.fragments);
         // The same for all tasks of a query.
         let headers = Arc::clone(fragments.headers.get_or_insert_with(|| Arc::new(header_map(&headers))));
         let key = (request.task_key.stage_id as u32, request.task_key.task_number as u32);
-        fragments.by_task.insert(key, Arc::new(Fragment { plan, context: Arc::clone(context), headers }));
+        let (to, metrics) = oneshot::channel();
+        let to = Mutex::new(self.shared.measure.then_some(to));
+        let fragment = Fragment { plan, context: Arc::clone(context), headers, metrics: to };
+        fragments.by_task.insert(key, Arc::new(fragment));
         if fragments.by_task.len() == self.shared.graph.tasks() && !fragments.submitted {
             fragments.submitted = true;
             let graph = self.shared.graph.clone();
@@ -150,7 +179,7 @@ impl StagedQuery {
                 news: self.shared.news.clone(),
             });
         }
-        Ok(())
+        Ok(metrics)
     }
 
     /// One partition of a result, from whichever attempt has it. An output that is lost before its first row came is waited
@@ -298,8 +327,12 @@ impl WorkerChannel for StagedQuery {
         _metrics: ExecutionPlanMetricsSet,
         context: &Arc<TaskContext>,
     ) -> Result<BoxStream<'static, Result<WorkerToCoordinatorMsg>>> {
-        self.keep(headers, request, context)?;
-        Ok(stream::empty().boxed())
+        let metrics = self.keep(headers, request, context)?;
+        let message = async { metrics.await.ok().map(|m| Ok(WorkerToCoordinatorMsg::TaskMetrics(m))) };
+        match self.shared.measure {
+            true => Ok(stream::once(message).filter_map(std::future::ready).boxed()),
+            false => Ok(stream::empty().boxed()),
+        }
     }
 
     async fn execute_task(

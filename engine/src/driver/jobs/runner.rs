@@ -365,7 +365,7 @@ impl Runner {
             inputs,
             locations,
             inline_bytes_max,
-            collect_metrics: false,
+            collect_metrics: fragment.wants_metrics(),
             sort_merge_joins,
         };
         Some(Order { request, fragment })
@@ -410,6 +410,12 @@ impl Runner {
         if let Some(job) = self.jobs.get_mut(&attempt.task.job) {
             job.inputs.remove(&attempt.task.stage.0);
             *job.spilled.entry(attempt.task.stage.0).or_default() += success.spilled_bytes;
+            let key = (attempt.task.stage.0, attempt.task.task);
+            if !success.metrics.is_empty()
+                && let Some(fragment) = job.fragments.get(&key)
+            {
+                fragment.measured(&success.metrics);
+            }
             if success.is_inline {
                 let parts = success.inline.into_iter().map(|p| (p.partition, p.bytes.into())).collect();
                 job.inline.insert(attempt, Arc::new(parts));
