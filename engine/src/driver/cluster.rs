@@ -373,10 +373,14 @@ impl ClusterBackend {
                 starved = self.starved() => Err(starved),
             };
             let error = match outcome {
-                Ok(()) => return Ok(staged.commit(&state, Some(&run.result_attempts())).await?),
+                Ok(()) => {
+                    let attempts = run.result_attempts();
+                    run.conclude().await;
+                    return Ok(staged.commit(&state, Some(&attempts)).await?);
+                }
                 Err(error) => error,
             };
-            drop(run);
+            run.conclude().await;
             staged.abandon(&state).await;
             let RunError::DataFusion(cause) = &error else { return Err(error) };
             if let Some(failed) = find_job_error(cause) {
@@ -539,7 +543,9 @@ impl Backend for ClusterBackend {
         let mut batches = execute_stream(Arc::clone(&plan), state.task_ctx())?;
         while batches.try_next().await?.is_some() {}
         drop(batches);
-        drop(run);
+        if let Some(run) = run {
+            run.conclude().await;
+        }
         if !plan.is::<DistributedExec>() {
             return Ok(Some(show_plan(plan.as_ref())));
         }

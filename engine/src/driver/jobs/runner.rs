@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
 /// Who does not answer a probe within this is taken for dead.
@@ -39,7 +39,8 @@ pub enum Command {
         fragments: HashMap<TaskKeyParts, Arc<Fragment>>,
         news: watch::Sender<News>,
     },
-    Release(JobId),
+    /// The query has ended; answered once its last picture has been taken.
+    Release(JobId, Option<oneshot::Sender<()>>),
     Delivered(TaskId),
     /// The driver could not read a result.
     ResultLost {
@@ -206,8 +207,11 @@ impl Runner {
                 };
                 self.jobs.entry(job).or_insert_with(placeholder).statement = Some(statement);
             }
-            Command::Release(job) => {
+            Command::Release(job, done) => {
                 self.picture(job);
+                if let Some(done) = done {
+                    let _ = done.send(());
+                }
                 self.tell(Event::Release { job });
                 self.jobs.remove(&job);
             }
