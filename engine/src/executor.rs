@@ -2,11 +2,13 @@
 
 use crate::session::{self, option_header};
 use crate::settings::{InvalidSetting, Settings};
+use crate::tasks::{TaskRunner, TaskService};
 use crate::transport::{ApplicationChannels, InvalidToken, RequireToken};
 use datafusion::error::DataFusionError;
 use datafusion::execution::SessionState;
 use datafusion_distributed::{DistributedExt, Worker, WorkerQueryContext, WorkerSessionBuilder};
 use firesteel_common::ExecutorLaunch;
+use firesteel_proto::v1::tasks_server::TasksServer;
 use std::fs::File;
 use std::io::{self, Write};
 use tokio::net::TcpListener;
@@ -31,6 +33,7 @@ pub enum ExecutorError {
 /// Builds the session of each task: the application's channels, and the options the driver planned with.
 struct TaskSessions {
     channels: ApplicationChannels,
+    test_functions: bool,
 }
 
 #[async_trait::async_trait]
@@ -43,6 +46,7 @@ impl WorkerSessionBuilder for TaskSessions {
         if let Some(config) = builder.config() {
             option_header::apply(&headers, config.options_mut())?;
         }
+        let builder = session::with_functions(builder, self.test_functions);
         Ok(builder.with_distributed_channel_resolver(self.channels.clone()).build())
     }
 }
@@ -53,7 +57,14 @@ pub async fn run(launch: ExecutorLaunch, ready: Option<File>) -> Result<(), Exec
     let memory = launch.memory_mib.saturating_mul(1 << 20);
     let runtime = session::runtime(&settings, Some(memory), &launch.scratch_dir)?;
     let channels = ApplicationChannels::new(&launch.token)?;
-    let worker = Worker::from_session_builder(TaskSessions { channels }).with_runtime_env(runtime);
+    let tasks = TaskService::new(TaskRunner::new(&launch, &settings, runtime.clone(), channels.clone())?);
+    // Plans and inline outputs have no natural limit.
+    let tasks =
+        TasksServer::new(tasks).max_decoding_message_size(usize::MAX).max_encoding_message_size(usize::MAX);
+    let tasks = InterceptedService::new(tasks, RequireToken::new(launch.token.clone()));
+    let worker =
+        Worker::from_session_builder(TaskSessions { channels, test_functions: settings.test_functions })
+            .with_runtime_env(runtime);
     let service = InterceptedService::new(worker.into_worker_server(), RequireToken::new(launch.token));
 
     let listen = |source| ExecutorError::Listen { host: launch.host.clone(), source };
@@ -66,6 +77,7 @@ pub async fn run(launch: ExecutorLaunch, ready: Option<File>) -> Result<(), Exec
     }
     firesteel_proto::channel::server()
         .add_service(service)
+        .add_service(tasks)
         .serve_with_incoming(firesteel_proto::channel::incoming(listener))
         .await?;
     Ok(())

@@ -2,7 +2,9 @@
 
 use crate::settings::Settings;
 use crate::store::Stores;
+use crate::test_functions;
 use datafusion::error::Result;
+use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::memory_pool::{FairSpillPool, MemoryPool, UnboundedMemoryPool};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::prelude::SessionConfig;
@@ -21,6 +23,15 @@ pub fn runtime(settings: &Settings, memory_bytes: Option<u64>, scratch: &Path) -
         .with_temp_file_path(scratch)
         .with_object_store_registry(Arc::new(Stores::new(settings.store_options.clone())))
         .build_arc()
+}
+
+/// The functions that drivers and executors know beyond DataFusion's own.
+pub fn with_functions(mut builder: SessionStateBuilder, test_functions: bool) -> SessionStateBuilder {
+    if test_functions {
+        let functions = test_functions::all().into_iter().map(Arc::new);
+        builder.scalar_functions().get_or_insert_default().extend(functions);
+    }
+    builder
 }
 
 /// The options that planning starts from: information schema on, the application's `datafusion.*` settings applied.
@@ -73,23 +84,5 @@ pub mod option_header {
             options.set(&key, &value)?;
         }
         Ok(())
-    }
-
-    #[cfg(test)]
-    mod tests {
-        use super::*;
-
-        #[test]
-        fn changed_options_travel_and_defaults_do_not() {
-            let mut sent = ConfigOptions::new();
-            sent.set("datafusion.execution.batch_size", "77").unwrap();
-            sent.set("datafusion.execution.time_zone", "Europe/Prague & ž").unwrap();
-            let headers = encode(&sent).unwrap();
-            assert!(headers[NAME].len() < 200, "only what differs travels");
-            let mut received = ConfigOptions::new();
-            apply(&headers, &mut received).unwrap();
-            assert_eq!(received.execution.batch_size.get(), 77);
-            assert_eq!(received.execution.time_zone.as_deref(), Some("Europe/Prague & ž"));
-        }
     }
 }

@@ -18,11 +18,33 @@ pub enum Compression {
     Zstd,
 }
 
+/// How queries run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Whichever of the others fits the query.
+    Auto,
+    /// All stages at once, joined by streams.
+    Pipelined,
+    /// Stage after stage, joined by map outputs that survive executors.
+    Staged,
+}
+
 /// What the settings of an application mean to its driver and executors.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// Relative paths in a script are relative to this: the directory in which the user ran `submit`.
     pub working_directory: Option<PathBuf>,
+    pub mode: Mode,
+    /// How many bytes of files a task of a staged query shall scan.
+    pub task_bytes: usize,
+    /// The most tasks that a stage is cut into.
+    pub stage_tasks_max: usize,
+    /// Map outputs up to so many bytes travel in messages instead of files.
+    pub inline_bytes_max: u64,
+    /// How often a task may fail before its query does.
+    pub task_attempts_max: u32,
+    /// Whether slow tasks get a second copy.
+    pub speculation: bool,
     /// Result bytes held back before the first row is shown; until then a query can start again unseen.
     pub result_buffer_bytes: u64,
     /// How often a query starts again after it lost an executor.
@@ -32,8 +54,10 @@ pub struct Settings {
     pub compression: Compression,
     /// Part of the executor's memory that operators may use before they spill.
     pub memory_fraction: f64,
-    /// How many bytes of files a partition shall scan: a scan is spread over more executors the smaller this is.
-    pub scan_bytes_per_partition: usize,
+    /// How many bytes of files a partition shall scan, in any mode; `None` leaves it to the mode.
+    pub scan_bytes_per_partition: Option<usize>,
+    /// Whether the SQL functions for tests are there ([`crate::test_functions`]).
+    pub test_functions: bool,
     /// Options for `s3://`, `gs://`, `az://`, `http(s)://` stores, by `object_store`'s names (`aws_region`, …).
     pub store_options: Vec<(String, String)>,
     /// `datafusion.*` options.
@@ -54,7 +78,8 @@ pub enum InvalidSetting {
 const KEYS: &[(&str, &str)] = &[
     (
         "firesteel.execution.mode",
-        "pipelined: the whole query runs at once and starts again when an executor is lost",
+        "auto, pipelined (the whole query runs at once and starts again when an executor is lost) or staged (stage after \
+         stage; only what is lost runs again; larger than memory) (default auto)",
     ),
     (
         "firesteel.execution.maxRestarts",
@@ -66,8 +91,22 @@ const KEYS: &[(&str, &str)] = &[
         "firesteel.result.bufferSize",
         "result bytes held back so that a query can start again unseen (default 16m)",
     ),
-    ("firesteel.scan.bytesPerPartition", "bytes of files per partition of a scan, such as 16m (default 16m)"),
+    (
+        "firesteel.scan.bytesPerPartition",
+        "bytes of files per partition of a scan, in any mode, such as 16m (default: the mode decides)",
+    ),
+    (
+        "firesteel.shuffle.inlineSize",
+        "map outputs up to this size travel in messages instead of files, such as 0 or 32k (default 32k)",
+    ),
     ("firesteel.shuffle.compression", "auto, none, lz4 or zstd (default auto)"),
+    ("firesteel.staged.bytesPerTask", "bytes of files that a task of a staged query scans (default 128m)"),
+    ("firesteel.staged.maxTasks", "the most tasks that a stage is cut into (default 1000)"),
+    (
+        "firesteel.speculation",
+        "true or false: start a second copy of slow tasks of a staged query (default true)",
+    ),
+    ("firesteel.task.maxFailures", "how often a task may fail before its query does (default 4)"),
     (
         "firesteel.submit.workingDirectory",
         "directory that relative paths in the script start from (set by submit)",
@@ -79,12 +118,19 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             working_directory: None,
+            mode: Mode::Auto,
+            task_bytes: 128 << 20,
+            stage_tasks_max: 1000,
+            inline_bytes_max: 32 << 10,
+            task_attempts_max: 4,
+            speculation: true,
             result_buffer_bytes: 16 << 20,
             max_restarts: 4,
             executor_wait_secs: 120,
             compression: Compression::Auto,
             memory_fraction: 0.7,
-            scan_bytes_per_partition: 16 << 20,
+            scan_bytes_per_partition: None,
+            test_functions: false,
             store_options: Vec::new(),
             datafusion: Vec::new(),
         }
@@ -105,9 +151,12 @@ impl Settings {
         let bad = |expected| InvalidSetting::Value { key: key.to_owned(), value: value.to_owned(), expected };
         match key {
             "firesteel.execution.mode" => {
-                if value != "pipelined" {
-                    return Err(bad("pipelined"));
-                }
+                self.mode = match value {
+                    "auto" => Mode::Auto,
+                    "pipelined" => Mode::Pipelined,
+                    "staged" => Mode::Staged,
+                    _ => return Err(bad("auto, pipelined or staged")),
+                };
             }
             "firesteel.execution.maxRestarts" => {
                 self.max_restarts = value.parse().map_err(|_| bad("a whole number"))?;
@@ -126,7 +175,36 @@ impl Settings {
                 self.result_buffer_bytes = size.bytes();
             }
             "firesteel.scan.bytesPerPartition" => {
-                self.scan_bytes_per_partition = bytes(value).ok_or_else(|| bad("a size like 64k or 16m"))?;
+                self.scan_bytes_per_partition =
+                    Some(bytes(value).ok_or_else(|| bad("a size like 64k or 16m"))?);
+            }
+            "firesteel.speculation" => {
+                self.speculation = value.parse().map_err(|_| bad("true or false"))?;
+            }
+            "firesteel.staged.bytesPerTask" => {
+                self.task_bytes = bytes(value).ok_or_else(|| bad("a size like 64k or 128m"))?;
+            }
+            "firesteel.staged.maxTasks" => {
+                self.stage_tasks_max = match value.parse() {
+                    Ok(tasks @ 1..=100_000) => tasks,
+                    _ => return Err(bad("a whole number from 1 to 100000")),
+                };
+            }
+            "firesteel.test.functions" => {
+                self.test_functions = value.parse().map_err(|_| bad("true or false"))?;
+            }
+            "firesteel.task.maxFailures" => {
+                self.task_attempts_max = match value.parse() {
+                    Ok(attempts @ 1..) => attempts,
+                    _ => return Err(bad("a whole number from 1")),
+                };
+            }
+            "firesteel.shuffle.inlineSize" => {
+                self.inline_bytes_max = match value {
+                    "0" => 0,
+                    _ => bytes(value).filter(|&b| b <= 4 << 20).ok_or_else(|| bad("a size from 0 to 4m"))?
+                        as u64,
+                };
             }
             "firesteel.shuffle.compression" => {
                 self.compression = match value {
@@ -223,55 +301,4 @@ fn edit_distance(a: &str, b: &str) -> usize {
         }
     }
     row[b.len()]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(pairs: &[(&str, &str)]) -> Result<Settings, InvalidSetting> {
-        Settings::parse(&pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
-    }
-
-    #[test]
-    fn settings_are_typed() {
-        let s = parse(&[
-            ("firesteel.result.bufferSize", "1m"),
-            ("firesteel.scan.bytesPerPartition", "64k"),
-            ("firesteel.shuffle.compression", "zstd"),
-            ("firesteel.store.AWS_REGION", "eu-1"),
-            ("datafusion.execution.batch_size", "4096"),
-            ("spark.anything", "x"),
-        ])
-        .unwrap();
-        assert_eq!(s.result_buffer_bytes, 1 << 20);
-        assert_eq!(s.compression, Compression::Zstd);
-        assert_eq!(s.scan_bytes_per_partition, 65_536);
-        assert_eq!(s.store_options, [("aws_region".to_owned(), "eu-1".to_owned())]);
-    }
-
-    #[test]
-    fn a_misspelt_key_is_answered_with_the_nearest() {
-        let error = parse(&[("firesteel.result.buffersize", "1m")]).unwrap_err().to_string();
-        assert!(error.contains("did you mean firesteel.result.bufferSize"), "{error}");
-        let error = parse(&[("nonsense", "1")]).unwrap_err().to_string();
-        assert!(error.contains("known are firesteel.execution.mode"), "{error}");
-    }
-
-    #[test]
-    fn values_that_cannot_work_are_refused() {
-        for (key, value) in [
-            ("firesteel.execution.mode", "magic"),
-            ("firesteel.executor.memoryFraction", "2"),
-            ("firesteel.result.bufferSize", "lots"),
-            ("firesteel.scan.bytesPerPartition", "0"),
-            ("firesteel.scan.bytesPerPartition", "99999999999999999999g"),
-            ("firesteel.submit.workingDirectory", "relative"),
-            ("datafusion.no.such", "1"),
-            ("datafusion.execution.batch_size", "many"),
-            ("datafusion.execution.target_partitions", "1"),
-        ] {
-            assert!(parse(&[(key, value)]).is_err(), "{key}={value}");
-        }
-    }
 }

@@ -11,6 +11,7 @@ use crate::peers::service::{Presence, Running};
 use crate::web::{AllowedHosts, WebContext};
 use crate::{leader, membership, peers, services, web};
 use firesteel_common::MasterUrl;
+use futures::future::BoxFuture;
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -61,8 +62,12 @@ pub struct Daemon {
 
 impl Daemon {
     /// Binds the ports, opens the data directory, serves. With a new directory and others to found a cluster with, returns
-    /// only when they are all there.
-    pub async fn start(config: &Config) -> Result<Self, DaemonError> {
+    /// only when they are all there. Boxed, as [`Self::run`] is: who polls them, such as a test, need not compile them again.
+    pub fn start(config: &Config) -> BoxFuture<'_, Result<Self, DaemonError>> {
+        Box::pin(Self::start_unboxed(config))
+    }
+
+    async fn start_unboxed(config: &Config) -> Result<Self, DaemonError> {
         let started_ms = now_ms();
         let grpc = bind(&config.host, config.port, "--port").await?;
         let web_listener = bind(&config.host, config.webui_port, "--webui-port").await?;
@@ -194,7 +199,11 @@ impl Daemon {
     }
 
     /// Serves until `stop` resolves or something fails, then ends in order: streams, servers, state.
-    pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), DaemonError> {
+    pub fn run(self, stop: BoxFuture<'_, ()>) -> BoxFuture<'_, Result<(), DaemonError>> {
+        Box::pin(self.run_unboxed(stop))
+    }
+
+    async fn run_unboxed(mut self, stop: BoxFuture<'_, ()>) -> Result<(), DaemonError> {
         let failure = tokio::select! {
             () = stop => Ok(()),
             ended = &mut self.thread => end_of_thread(ended),
@@ -282,12 +291,12 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let _ = writeln!(io::stdout(), "master {master} ready, web UI {ui}");
     tracing::info!(master, ui, data_dir = %config.data_dir.display(), "ready");
     daemon
-        .run(async {
+        .run(Box::pin(async {
             tokio::select! {
                 _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
                 _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
             }
-        })
+        }))
         .await
 }
 

@@ -7,6 +7,7 @@
 //! ```
 
 pub mod artifacts;
+pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod consensus;

@@ -6,4 +6,5 @@ pub mod csv;
 pub mod history;
 pub mod netns;
 pub mod procs;
+pub mod status;
 pub mod tpch;

@@ -2,6 +2,7 @@
 
 use firesteel_tests::cluster::{Cluster, Run, Started, binary};
 use firesteel_tests::procs::{self, wait_for};
+use firesteel_tests::status::{items, only_application, status, tasks};
 use firesteel_tests::tpch;
 use rustix::process::Signal;
 use std::io::Read;
@@ -30,20 +31,6 @@ fn wait_for_engines(cluster: &Cluster, kind: &str, count: usize) -> Vec<procs::P
     })
 }
 
-/// The application's status as `submit status -o json` shows it.
-fn status(cluster: &Cluster, id: &str) -> serde_json::Value {
-    let run = cluster.run(["status", id, "-o", "json"]);
-    serde_json::from_str(&run.stdout).unwrap_or_else(|e| panic!("{e}: {} {}", run.stdout, run.stderr))
-}
-
-fn only_application(cluster: &Cluster) -> String {
-    wait_for("an application", LIMIT, || {
-        let run = cluster.run(["list", "-o", "json"]);
-        let list: serde_json::Value = serde_json::from_str(&run.stdout).map_err(|e| e.to_string())?;
-        list[0]["id"].as_str().map(str::to_owned).ok_or(run.stdout)
-    })
-}
-
 /// Waits until tasks of the only application run on executors.
 fn wait_for_running_tasks(cluster: &Cluster) -> String {
     let id = only_application(cluster);
@@ -52,17 +39,6 @@ fn wait_for_running_tasks(cluster: &Cluster) -> String {
         if tasks(&status).any(|task| task["state"] == "RUNNING") { Ok(()) } else { Err(status.to_string()) }
     });
     id
-}
-
-fn tasks(status: &serde_json::Value) -> impl Iterator<Item = &serde_json::Value> {
-    items(status, "jobs").flat_map(|job| items(job, "stages")).flat_map(|stage| items(stage, "tasks"))
-}
-
-fn items<'a>(
-    parent: &'a serde_json::Value,
-    key: &str,
-) -> impl Iterator<Item = &'a serde_json::Value> + use<'a> {
-    parent[key].as_array().into_iter().flatten()
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`cli`] | the program: from its command line to its exit code |
 //! | [`config`] | flags and environment, parsed into types before anything is opened |
 //! | [`workdir`] | the work directory: lock, identity, highest epoch, paths |
 //! | [`processes`] | pure: desired × actual → actions |
@@ -20,6 +21,7 @@ pub mod agent;
 pub mod artifact;
 pub mod backoff;
 pub mod boottime;
+pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod launcher;

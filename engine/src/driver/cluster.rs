@@ -1,34 +1,33 @@
-//! Queries on the application's executors, mode `pipelined`: the whole query is one region of streamed stages, which
-//! starts again on what is left or replaced when an executor dies before a row has reached the user.
+//! Queries on the application's executors: which mode a query runs in, its plan, and its runs.
 
 use crate::driver::fleet::{Executor, Fleet, Readiness};
+use crate::driver::jobs::{Command, Jobs, StagedQuery, VirtualUrls, graph};
 use crate::driver::link::MasterView;
+use crate::driver::mode::{self, Choice};
+use crate::driver::pipelined::{SharedRegion, TrackedChannels, route};
 use crate::driver::progress::ProgressBoard;
 use crate::output::OutputError;
 use crate::session::{self, option_header};
-use crate::settings::{Compression, MIN_TARGET_PARTITIONS, Settings};
+use crate::settings::{Compression, MIN_TARGET_PARTITIONS, Mode, Settings};
+use crate::shuffle::{OutputReader, ShuffleError, find_shuffle_error};
 use crate::sql::plan::{keep_work_off_the_driver, stages};
 use crate::sql::run::{Backend, Output, RunError, friendly, show_plan};
 use crate::sql::write::{self, Staged};
-use crate::transport::{ApplicationChannels, address_of};
+use crate::transport::ApplicationChannels;
 use arrow::array::RecordBatch;
 use datafusion::error::{DataFusionError, Result as DfResult};
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::{SessionState, SessionStateBuilder, TaskContext};
 use datafusion::logical_expr::LogicalPlan;
-use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::SessionContext;
 use datafusion_distributed::{
-    ChannelResolver, CompressionType, CoordinatorToWorkerMsg, DistributedExec, DistributedExt,
-    DistributedMetricsFormat, ExecuteTaskRequest, GetWorkerInfoRequest, GetWorkerInfoResponse,
-    NetworkBoundaryExt, RouteTasksEvent, RouteTasksEventResponse, SessionStateBuilderExt, SetPlanRequest,
-    Stage, WorkerChannel, WorkerResolver, WorkerToCoordinatorMsg, explain_analyze,
+    CompressionType, DistributedExec, DistributedExt, DistributedMetricsFormat, GetWorkerInfoRequest,
+    RouteTasksEvent, SessionStateBuilderExt, WorkerResolver, explain_analyze,
 };
-use firesteel_proto::v1::TaskState;
+use firesteel_common::ApplicationId;
+use firesteel_engine_core::{JobError, Policy, Speculation};
 use futures::TryStreamExt;
-use futures::stream::BoxStream;
-use http::HeaderMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -38,22 +37,24 @@ use url::Url;
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Measurements follow the last row at once; those of an executor that died never come.
 const METRICS_TIMEOUT: Duration = Duration::from_secs(20);
+/// Bytes of files per partition of a pipelined scan: it is spread over more executors the smaller this is.
+const PIPELINED_SCAN_BYTES: usize = 16 << 20;
+/// All jobs of a script belong to one pool.
+const POOL: &str = "default";
 
-/// The executors that the running query uses, shared with the planner's hooks.
+/// What the planner's hooks are told about the plan being made or run.
 #[derive(Debug, Default)]
 struct Current {
-    /// One URL per executor that a plan may count on; placeholders while none is up.
+    /// One URL per task that a stage may have.
     planned: Vec<Url>,
-    /// The executors of the running attempt, with their URLs.
-    running: Vec<(u32, Url)>,
-    /// The statement being run.
-    job: u32,
+    /// Set while a query runs in stages: its tasks have no place yet.
+    staged: Option<Arc<VirtualUrls>>,
 }
 
 type SharedCurrent = Arc<Mutex<Current>>;
 
-fn lock(current: &SharedCurrent) -> std::sync::MutexGuard<'_, Current> {
-    current.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub struct ClusterBackend {
@@ -62,19 +63,46 @@ pub struct ClusterBackend {
     board: ProgressBoard,
     fleet: Arc<Mutex<Fleet>>,
     view: watch::Receiver<MasterView>,
+    jobs: Jobs,
+    reader: OutputReader,
     current: SharedCurrent,
+    region: SharedRegion,
 }
+
+/// Takes a query's rows.
+type Sink<'a> = &'a mut (dyn FnMut(Output) -> Result<(), OutputError> + Send);
 
 impl ClusterBackend {
     pub fn new(
+        application: &ApplicationId,
         settings: Settings,
         channels: ApplicationChannels,
         board: ProgressBoard,
         view: watch::Receiver<MasterView>,
     ) -> Self {
         let patience = Duration::from_secs(settings.executor_wait_secs);
-        let fleet = Arc::new(Mutex::new(Fleet::new(Instant::now(), patience)));
-        let backend = Self { settings, channels, board, fleet, view, current: SharedCurrent::default() };
+        let policy = Policy {
+            task_attempts_max: settings.task_attempts_max,
+            speculation: settings.speculation.then(Speculation::default),
+            ..Policy::default()
+        };
+        let backend = Self {
+            fleet: Arc::new(Mutex::new(Fleet::new(Instant::now(), patience))),
+            jobs: Jobs::start(
+                application.clone(),
+                policy,
+                channels.clone(),
+                board.clone(),
+                settings.inline_bytes_max,
+            ),
+            reader: OutputReader::new(application.clone(), channels.clone(), None),
+            settings,
+            channels,
+            board,
+            view,
+            current: SharedCurrent::default(),
+            region: SharedRegion::default(),
+        };
         backend.follow_master();
         backend
     }
@@ -82,14 +110,18 @@ impl ClusterBackend {
     /// Keeps the fleet as the master tells it, and dials executors as soon as they are up.
     fn follow_master(&self) {
         let (mut view, fleet, channels) = (self.view.clone(), Arc::clone(&self.fleet), self.channels.clone());
+        let jobs = self.jobs.clone();
         tokio::spawn(async move {
             loop {
                 let news = view.borrow_and_update().clone();
+                let hosts = news.hosts.clone();
                 apply_news(&fleet, news);
-                for address in running_addresses(&fleet) {
+                let executors = running(&fleet);
+                for address in executors.iter().map(|e| e.address.clone()) {
                     let channels = channels.clone();
                     tokio::spawn(async move { channels.channel(&address).await.map(|_| ()) });
                 }
+                jobs.send(Command::Fleet { executors, hosts });
                 if view.changed().await.is_err() {
                     return;
                 }
@@ -100,28 +132,35 @@ impl ClusterBackend {
     /// The session in which the script is planned.
     pub fn session(&self, runtime: Arc<RuntimeEnv>) -> DfResult<SessionContext> {
         let config = session::config(&self.settings, MIN_TARGET_PARTITIONS)?;
-        let current = Arc::clone(&self.current);
+        let (current, region) = (Arc::clone(&self.current), Arc::clone(&self.region));
         let channels = TrackedChannels {
             channels: self.channels.clone(),
             board: self.board.clone(),
-            current: Arc::clone(&self.current),
+            region: Arc::clone(&self.region),
         };
-        let state = SessionStateBuilder::new()
-            .with_default_features()
-            .with_config(config)
-            .with_runtime_env(runtime)
-            .with_distributed_worker_resolver(PlannedExecutors(Arc::clone(&self.current)))
+        let builder =
+            SessionStateBuilder::new().with_default_features().with_config(config).with_runtime_env(runtime);
+        let state = session::with_functions(builder, self.settings.test_functions)
+            .with_distributed_worker_resolver(PlannedTasks(Arc::clone(&self.current)))
             .with_distributed_channel_resolver(channels)
-            .with_distributed_route_tasks_handler(move |event: RouteTasksEvent| route(&current, &event))
+            .with_distributed_route_tasks_handler(move |event: RouteTasksEvent| {
+                let staged = lock(&current).staged.clone();
+                match staged {
+                    Some(urls) => Some(urls.route(&event)),
+                    None => route(&region, &event),
+                }
+            })
             .with_distributed_metrics_collection(false)?
-            .with_distributed_file_scan_config_bytes_per_partition(self.settings.scan_bytes_per_partition)?
+            .with_distributed_file_scan_config_bytes_per_partition(
+                self.settings.scan_bytes_per_partition.unwrap_or(PIPELINED_SCAN_BYTES),
+            )?
             .with_distributed_planner()
             .build();
         Ok(SessionContext::new_with_state(state))
     }
 
     fn fleet(&self) -> std::sync::MutexGuard<'_, Fleet> {
-        self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.fleet)
     }
 
     /// The session's state for one attempt: the executors' cores and distance, and the options they shall run with.
@@ -136,32 +175,39 @@ impl ClusterBackend {
                 (!one_machine).then_some(CompressionType::LZ4_FRAME)
             }
         };
+        let cores = executors.iter().map(|e| e.resources.cores as usize).max().unwrap_or(1);
         let config = state.config_mut();
+        let partitions = config.target_partitions().max(cores);
+        config.options_mut().execution.target_partitions = partitions;
         config.set_distributed_compression(compression)?;
         let headers = option_header::encode(config.options())?;
         config.set_distributed_passthrough_headers(headers)?;
         Ok(state)
     }
 
-    /// Plans for the executors that are granted or, before that, asked for.
-    async fn plan(&self, state: &SessionState, query: &LogicalPlan, executors: usize) -> DfResult<Staged> {
-        lock(&self.current).planned = (0..executors.max(1)).map(placeholder).collect::<Result<_, _>>()?;
+    /// Plans with up to `tasks` tasks per stage.
+    async fn plan(&self, state: &SessionState, query: &LogicalPlan, tasks: usize) -> DfResult<Staged> {
+        {
+            let mut current = lock(&self.current);
+            current.planned = (0..tasks.max(1)).map(placeholder).collect::<Result<_, _>>()?;
+            current.staged = None;
+        }
         let mut staged = write::stage(state.create_physical_plan(query).await?)?;
         staged.plan = keep_work_off_the_driver(staged.plan, false)?;
         Ok(staged)
     }
 
-    /// What follows runs on these executors.
+    /// What follows runs pipelined on these executors.
     fn use_executors(&self, job: u32, executors: &[Executor]) -> DfResult<()> {
-        let running = executors
+        let urls = executors
             .iter()
             .map(|e| Ok((e.number, Url::parse(&format!("http://{}", e.address))?)))
             .collect::<Result<Vec<_>, url::ParseError>>()
             .map_err(|e| DataFusionError::External(Box::new(e)))?;
-        let mut current = lock(&self.current);
-        current.job = job;
-        current.planned = running.iter().map(|(_, url): &(u32, Url)| url.clone()).collect();
-        current.running = running;
+        lock(&self.current).staged = None;
+        let mut region = lock(&self.region);
+        region.job = job;
+        region.executors = urls;
         Ok(())
     }
 
@@ -176,17 +222,22 @@ impl ClusterBackend {
                 Readiness::GaveUp(why) => return Err(RunError::NoExecutors(why)),
                 Readiness::Wait(wait) => wait,
             };
-            let changed = async {
-                if view.changed().await.is_err() {
-                    std::future::pending::<()>().await;
-                }
+            news(&mut view, wait).await;
+        }
+    }
+
+    /// Ends when there have been no executors for too long.
+    async fn starved(&self) -> RunError {
+        let mut view = self.view.clone();
+        loop {
+            apply_news(&self.fleet, view.borrow_and_update().clone());
+            let readiness = self.fleet().readiness(Instant::now());
+            let wait = match readiness {
+                Readiness::GaveUp(why) => return RunError::NoExecutors(why),
+                Readiness::Ready(_) => None,
+                Readiness::Wait(wait) => wait,
             };
-            match wait {
-                None => changed.await,
-                Some(wait) => {
-                    let _ = tokio::time::timeout(wait, changed).await;
-                }
-            }
+            news(&mut view, wait).await;
         }
     }
 
@@ -216,7 +267,7 @@ impl ClusterBackend {
         plan: Arc<dyn ExecutionPlan>,
         context: Arc<TaskContext>,
         job: u32,
-        sink: &mut (dyn FnMut(Output) -> Result<(), OutputError> + Send),
+        sink: Sink<'_>,
         emitted: &mut bool,
     ) -> Result<(), RunError> {
         let schema = plan.schema();
@@ -244,58 +295,47 @@ impl ClusterBackend {
         }
         tokio::task::block_in_place(|| emit(&mut held, emitted))
     }
-}
 
-impl Backend for ClusterBackend {
-    async fn query(
+    /// Runs the query pipelined, again when executors die before a row has left. `first` is a plan for `planned_for`
+    /// executors, made while they still start.
+    async fn run_pipelined(
         &self,
         ctx: &SessionContext,
         query: &LogicalPlan,
         job: u32,
-        sink: &mut (dyn FnMut(Output) -> Result<(), OutputError> + Send),
+        first: Planned,
+        sink: Sink<'_>,
+        emitted: &mut bool,
     ) -> Result<(), RunError> {
         let mut restarts = 0;
-        let mut emitted = false;
+        let mut first = Some(first);
         loop {
-            // The first plan is made while the executors still start.
-            let expected = self.fleet().planned();
-            let planning_state = self.attempt_state(ctx, &[])?;
-            let mut staged = self.plan(&planning_state, query, expected).await?;
-            let local = stages(&staged.plan)?.is_empty();
-            let (state, executors) = match local {
-                true => (planning_state, Vec::new()),
-                false => {
-                    let executors = self.ready().await?;
+            let executors = self.ready().await?;
+            let planned = match first.take() {
+                Some(first) if first.fits(&executors) => first,
+                _ => {
                     let state = self.attempt_state(ctx, &executors)?;
-                    let cores = executors.iter().map(|e| e.resources.cores as usize).max().unwrap_or(1);
-                    let partitions = state.config().target_partitions();
-                    if executors.len() != expected || cores > partitions {
-                        let wide = state_with_partitions(state, cores.max(partitions));
-                        staged = self.plan(&wide, query, executors.len()).await?;
-                        (wide, executors)
-                    } else {
-                        (state, executors)
-                    }
+                    let staged = self.plan(&state, query, executors.len()).await?;
+                    Planned { state, staged, tasks: executors.len() }
                 }
             };
+            // The executors' distance is known only now.
+            let state = self.attempt_state(ctx, &executors)?;
+            let Planned { staged, .. } = planned;
             self.board.stages_planned(job, &stages(&staged.plan)?, restarts);
             self.use_executors(job, &executors)?;
-            let outcome =
-                self.attempt(Arc::clone(&staged.plan), state.task_ctx(), job, sink, &mut emitted).await;
+            let outcome = self.attempt(Arc::clone(&staged.plan), state.task_ctx(), job, sink, emitted).await;
             let error = match outcome {
-                Ok(()) => {
-                    staged.commit(&state).await?;
-                    return Ok(());
-                }
+                Ok(()) => return Ok(staged.commit(&state, None).await?),
                 Err(error) => error,
             };
             staged.abandon(&state).await;
             let RunError::DataFusion(cause) = &error else { return Err(error) };
-            if executors.is_empty() || self.bury_the_dead(&executors).await == 0 {
+            if self.bury_the_dead(&executors).await == 0 {
                 return Err(error);
             }
             let cause = friendly(cause);
-            if emitted {
+            if *emitted {
                 return Err(RunError::LostAfterRows(cause));
             }
             if restarts >= self.settings.max_restarts {
@@ -306,10 +346,167 @@ impl Backend for ClusterBackend {
         }
     }
 
-    async fn explain(&self, ctx: &SessionContext, query: &LogicalPlan) -> Result<String, RunError> {
+    /// Runs the query in stages. What is lost is made again without this noticing; only a result that was lost after a part
+    /// of it had been read starts the query again.
+    async fn run_staged(
+        &self,
+        ctx: &SessionContext,
+        query: &LogicalPlan,
+        job: u32,
+        sink: Sink<'_>,
+        emitted: &mut bool,
+    ) -> Result<(), RunError> {
+        let mut restarts = 0;
+        loop {
+            let executors = self.ready().await?;
+            let mut state = self.attempt_state(ctx, &executors)?;
+            let slots = executors.iter().map(|e| e.resources.cores.max(1) as usize).sum::<usize>();
+            let staged = self.plan_staged(&mut state, query, slots).await?;
+            self.board.stages_planned(job, &stages(&staged.plan)?, restarts);
+            let graph = graph(&staged.plan)?;
+            let run = StagedQuery::new(&self.jobs, POOL, graph, self.reader.clone(), false);
+            self.jobs.send(Command::Watch { job: run.job(), statement: job });
+            state.config_mut().set_distributed_channel_resolver(run.clone());
+            lock(&self.current).staged = Some(Arc::default());
+            let outcome = tokio::select! {
+                outcome = self.attempt(Arc::clone(&staged.plan), state.task_ctx(), job, sink, emitted) => outcome,
+                starved = self.starved() => Err(starved),
+            };
+            let error = match outcome {
+                Ok(()) => return Ok(staged.commit(&state, Some(&run.result_attempts())).await?),
+                Err(error) => error,
+            };
+            drop(run);
+            staged.abandon(&state).await;
+            let RunError::DataFusion(cause) = &error else { return Err(error) };
+            if let Some(failed) = find_job_error(cause) {
+                return Err(RunError::Job(Box::new(failed.clone())));
+            }
+            if !matches!(find_shuffle_error(cause), Some(ShuffleError::Lost { .. })) {
+                return Err(error);
+            }
+            let cause = friendly(cause);
+            if *emitted {
+                return Err(RunError::LostAfterRows(cause));
+            }
+            if restarts >= self.settings.max_restarts {
+                return Err(RunError::TooManyRestarts { restarts, last: cause });
+            }
+            restarts += 1;
+            tracing::warn!("starting the query again ({restarts}): {cause}");
+        }
+    }
+
+    /// A plan with as many tasks per stage as its input is worth, and at least one per slot.
+    async fn plan_staged(
+        &self,
+        state: &mut SessionState,
+        query: &LogicalPlan,
+        slots: usize,
+    ) -> DfResult<Staged> {
+        let first = self.plan(state, query, slots).await?;
+        let tasks = self.staged_tasks(state, &first.plan, slots)?;
+        self.plan(state, query, tasks).await
+    }
+
+    /// How many tasks a stage of `plan` may have when it runs in stages, and sets how much each scans.
+    fn staged_tasks(
+        &self,
+        state: &mut SessionState,
+        plan: &Arc<dyn ExecutionPlan>,
+        slots: usize,
+    ) -> DfResult<usize> {
+        let partitions = state.config().target_partitions().max(1);
+        let partition_bytes = self.settings.scan_bytes_per_partition;
+        let partition_bytes = partition_bytes.unwrap_or(self.settings.task_bytes / partitions).max(1);
+        state.config_mut().set_distributed_file_scan_config_bytes_per_partition(partition_bytes)?;
+        let task_bytes = partition_bytes.saturating_mul(partitions) as u64;
+        let wanted = mode::scanned_bytes(plan)?.div_ceil(task_bytes) as usize;
+        // Whole waves: no slot is idle while the last tasks run.
+        let slots = slots.max(1);
+        Ok((wanted.div_ceil(slots) * slots).clamp(slots, self.settings.stage_tasks_max.max(slots)))
+    }
+
+    /// A plan whose operators report what they measure.
+    async fn plan_measured(
+        &self,
+        state: &SessionState,
+        query: &LogicalPlan,
+        tasks: usize,
+    ) -> DfResult<Arc<dyn ExecutionPlan>> {
+        {
+            let mut current = lock(&self.current);
+            current.planned = (0..tasks.max(1)).map(placeholder).collect::<Result<_, _>>()?;
+            current.staged = None;
+        }
+        keep_work_off_the_driver(state.create_physical_plan(query).await?, true)
+    }
+}
+
+/// A plan and what it was made for.
+struct Planned {
+    state: SessionState,
+    staged: Staged,
+    tasks: usize,
+}
+
+impl Planned {
+    fn fits(&self, executors: &[Executor]) -> bool {
+        let cores = executors.iter().map(|e| e.resources.cores as usize).max().unwrap_or(1);
+        executors.len() == self.tasks && cores <= self.state.config().target_partitions()
+    }
+}
+
+impl Backend for ClusterBackend {
+    async fn query(
+        &self,
+        ctx: &SessionContext,
+        query: &LogicalPlan,
+        job: u32,
+        sink: Sink<'_>,
+    ) -> Result<(), RunError> {
+        let mut emitted = false;
+        // The first plan is made while the executors still start.
+        let (tasks, memory) = self.expected();
         let state = self.attempt_state(ctx, &[])?;
-        let expected = self.fleet().planned();
-        Ok(show_plan(self.plan(&state, query, expected).await?.plan.as_ref()))
+        let staged = self.plan(&state, query, tasks).await?;
+        if stages(&staged.plan)?.is_empty() {
+            self.board.stages_planned(job, &[], 0);
+            self.attempt(Arc::clone(&staged.plan), state.task_ctx(), job, sink, &mut emitted).await?;
+            return Ok(staged.commit(&state, None).await?);
+        }
+        let choice = Choice::of(&self.settings, &staged.plan, tasks, memory)?;
+        self.board.mode_chosen(job, choice.to_string());
+        if choice.mode == Mode::Staged {
+            return self.run_staged(ctx, query, job, sink, &mut emitted).await;
+        }
+        let first = Planned { state, staged, tasks };
+        match self.run_pipelined(ctx, query, job, first, sink, &mut emitted).await {
+            Err(RunError::DataFusion(error))
+                if self.settings.mode == Mode::Auto && !emitted && mode::is_out_of_memory(&error) =>
+            {
+                tracing::warn!(
+                    "the query does not fit into memory at once, so it runs in stages: {}",
+                    friendly(&error)
+                );
+                self.run_staged(ctx, query, job, sink, &mut emitted).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn explain(&self, ctx: &SessionContext, query: &LogicalPlan) -> Result<String, RunError> {
+        let (tasks, memory) = self.expected();
+        let mut state = self.attempt_state(ctx, &[])?;
+        let mut plan = self.plan(&state, query, tasks).await?.plan;
+        if stages(&plan)?.is_empty() {
+            return Ok(show_plan(plan.as_ref()));
+        }
+        let choice = Choice::of(&self.settings, &plan, tasks, memory)?;
+        if choice.mode == Mode::Staged {
+            plan = self.plan_staged(&mut state, query, tasks).await?.plan;
+        }
+        Ok(format!("mode: {choice}\n{}", show_plan(plan.as_ref())))
     }
 
     async fn analyze(
@@ -321,20 +518,35 @@ impl Backend for ClusterBackend {
         let executors = self.ready().await?;
         let mut state = self.attempt_state(ctx, &executors)?;
         state.config_mut().set_distributed_metrics_collection(true)?;
-        lock(&self.current).planned = (0..executors.len()).map(placeholder).collect::<Result<_, _>>()?;
-        let plan = keep_work_off_the_driver(state.create_physical_plan(query).await?, true)?;
+        let mut plan = self.plan_measured(&state, query, executors.len()).await?;
+        let (_, memory) = self.expected();
+        let choice = Choice::of(&self.settings, &plan, executors.len(), memory)?;
+        let mut run = None;
+        if choice.mode == Mode::Staged && !stages(&plan)?.is_empty() {
+            let slots = executors.iter().map(|e| e.resources.cores.max(1) as usize).sum::<usize>();
+            let tasks = self.staged_tasks(&mut state, &plan, slots)?;
+            plan = self.plan_measured(&state, query, tasks).await?;
+            let staged = StagedQuery::new(&self.jobs, POOL, graph(&plan)?, self.reader.clone(), true);
+            self.jobs.send(Command::Watch { job: staged.job(), statement: job });
+            state.config_mut().set_distributed_channel_resolver(staged.clone());
+            lock(&self.current).staged = Some(Arc::default());
+            run = Some(staged);
+        } else {
+            self.use_executors(job, &executors)?;
+        }
+        self.board.mode_chosen(job, choice.to_string());
         self.board.stages_planned(job, &stages(&plan)?, 0);
-        self.use_executors(job, &executors)?;
         let mut batches = execute_stream(Arc::clone(&plan), state.task_ctx())?;
         while batches.try_next().await?.is_some() {}
         drop(batches);
+        drop(run);
         if !plan.is::<DistributedExec>() {
             return Ok(Some(show_plan(plan.as_ref())));
         }
         // A lost report must not hang the statement.
         let measured = explain_analyze(plan, DistributedMetricsFormat::Aggregated);
         match tokio::time::timeout(METRICS_TIMEOUT, measured).await {
-            Ok(measured) => Ok(Some(measured?.trim_end().to_owned())),
+            Ok(measured) => Ok(Some(format!("mode: {choice}\n{}", measured?.trim_end()))),
             Err(_) => Err(RunError::Unsupported("an executor did not report what it measured".to_owned())),
         }
     }
@@ -348,127 +560,64 @@ impl Backend for ClusterBackend {
     }
 }
 
-fn state_with_partitions(mut state: SessionState, partitions: usize) -> SessionState {
-    state.config_mut().options_mut().execution.target_partitions = partitions;
-    state
+impl ClusterBackend {
+    /// How many executors to count on, and their memory for operators; `None` while none has been granted.
+    fn expected(&self) -> (usize, Option<u64>) {
+        let fleet = self.fleet();
+        let memory: u64 = fleet.running().map(|e| e.resources.memory_mib << 20).sum();
+        let memory = (memory as f64 * self.settings.memory_fraction) as u64;
+        (fleet.planned(), (memory > 0).then_some(memory))
+    }
+}
+
+/// The scheduler's verdict under DataFusion's layers.
+fn find_job_error(error: &DataFusionError) -> Option<&JobError> {
+    match error {
+        DataFusionError::Context(_, inner) | DataFusionError::Diagnostic(_, inner) => find_job_error(inner),
+        DataFusionError::Shared(inner) => find_job_error(inner),
+        DataFusionError::External(inner) => match inner.downcast_ref::<DataFusionError>() {
+            Some(inner) => find_job_error(inner),
+            None => inner.downcast_ref::<JobError>(),
+        },
+        _ => None,
+    }
+}
+
+/// Waits for the master's next word, at most so long.
+async fn news(view: &mut watch::Receiver<MasterView>, wait: Option<Duration>) {
+    let changed = async {
+        if view.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    match wait {
+        None => changed.await,
+        Some(wait) => {
+            let _ = tokio::time::timeout(wait, changed).await;
+        }
+    }
 }
 
 fn apply_news(fleet: &Mutex<Fleet>, news: MasterView) {
     if let Some(executors) = news.executors {
-        let mut fleet = fleet.lock().unwrap_or_else(PoisonError::into_inner);
-        fleet.update(executors, news.target, news.waiting_reason, Instant::now());
+        lock(fleet).update(executors, news.target, news.waiting_reason, Instant::now());
     }
 }
 
-fn running_addresses(fleet: &Mutex<Fleet>) -> Vec<String> {
-    let fleet = fleet.lock().unwrap_or_else(PoisonError::into_inner);
-    fleet.running().map(|executor| executor.address.clone()).collect()
+fn running(fleet: &Mutex<Fleet>) -> Vec<Executor> {
+    lock(fleet).running().cloned().collect()
 }
 
-/// Stands for an executor in a plan that is made before there is one.
+/// Stands for an executor, or a task's place, in a plan that is made before there is one.
 fn placeholder(index: usize) -> DfResult<Url> {
     Url::parse(&format!("http://executor-{index}")).map_err(|e| DataFusionError::External(Box::new(e)))
 }
 
-/// How many executors the planner may count on.
-struct PlannedExecutors(SharedCurrent);
+/// How many tasks per stage the planner may count on.
+struct PlannedTasks(SharedCurrent);
 
-impl WorkerResolver for PlannedExecutors {
+impl WorkerResolver for PlannedTasks {
     fn get_urls(&self) -> DfResult<Vec<Url>> {
         Ok(lock(&self.0).planned.clone())
-    }
-}
-
-/// Task i of a stage runs on executor i, round and round: partners of a shuffle meet on the same machine as often as
-/// can be. A stage of one task runs beside an input that is one task, too; the others take turns by statement.
-fn route(current: &SharedCurrent, event: &RouteTasksEvent) -> Option<DfResult<RouteTasksEventResponse>> {
-    let current = lock(current);
-    let executors = &current.running;
-    if executors.is_empty() {
-        return Some(Err(DataFusionError::Execution("no executor is running".to_owned())));
-    }
-    if event.task_count == 1
-        && let Some(beside) = lone_input(event.plan)
-    {
-        return Some(Ok(RouteTasksEventResponse::new(vec![beside])));
-    }
-    let offset = if event.task_count == 1 { current.job as usize } else { 0 };
-    let url = |i: usize| executors[(i + offset) % executors.len()].1.clone();
-    Some(Ok(RouteTasksEventResponse::new((0..event.task_count).map(url).collect())))
-}
-
-/// Where the first input stage of one task runs, if there is one.
-fn lone_input(plan: &Arc<dyn ExecutionPlan>) -> Option<Url> {
-    if let Some(boundary) = plan.as_network_boundary() {
-        return match boundary.input_stage() {
-            Stage::Remote(input) if input.workers.len() == 1 => input.workers.first().cloned(),
-            _ => None,
-        };
-    }
-    plan.children().into_iter().find_map(lone_input)
-}
-
-/// Channels that note which task went to which executor.
-#[derive(Clone)]
-struct TrackedChannels {
-    channels: ApplicationChannels,
-    board: ProgressBoard,
-    current: SharedCurrent,
-}
-
-#[async_trait::async_trait]
-impl ChannelResolver for TrackedChannels {
-    async fn get_worker_client_for_url(&self, url: &Url) -> DfResult<Box<dyn WorkerChannel>> {
-        let executor = lock(&self.current).running.iter().find(|(_, u)| u == url).map(|(number, _)| *number);
-        let inner = self.channels.get_worker_client_for_url(url).await.inspect_err(|_| {
-            if let Ok(address) = address_of(url) {
-                self.channels.forget(&address);
-            }
-        })?;
-        Ok(Box::new(TrackedChannel {
-            inner,
-            executor,
-            job: lock(&self.current).job,
-            board: self.board.clone(),
-        }))
-    }
-}
-
-struct TrackedChannel {
-    inner: Box<dyn WorkerChannel>,
-    executor: Option<u32>,
-    job: u32,
-    board: ProgressBoard,
-}
-
-#[async_trait::async_trait]
-impl WorkerChannel for TrackedChannel {
-    async fn coordinator_channel(
-        &mut self,
-        headers: HeaderMap,
-        request: SetPlanRequest,
-        messages: BoxStream<'static, CoordinatorToWorkerMsg>,
-        metrics: ExecutionPlanMetricsSet,
-        context: &Arc<TaskContext>,
-    ) -> DfResult<BoxStream<'static, DfResult<WorkerToCoordinatorMsg>>> {
-        let key = request.task_key;
-        let answers = self.inner.coordinator_channel(headers, request, messages, metrics, context).await?;
-        // In a region of streamed stages all tasks run until the region ends: the stream of answers may end long before.
-        self.board.task_changed(self.job, key, TaskState::Running, self.executor);
-        Ok(answers)
-    }
-
-    async fn execute_task(
-        &mut self,
-        headers: HeaderMap,
-        request: ExecuteTaskRequest,
-        metrics: ExecutionPlanMetricsSet,
-        context: &Arc<TaskContext>,
-    ) -> DfResult<Vec<BoxStream<'static, DfResult<RecordBatch>>>> {
-        self.inner.execute_task(headers, request, metrics, context).await
-    }
-
-    async fn get_worker_info(&mut self, request: GetWorkerInfoRequest) -> DfResult<GetWorkerInfoResponse> {
-        self.inner.get_worker_info(request).await
     }
 }

@@ -7,6 +7,7 @@ use firesteel_common::{ApplicationId, MasterUrl, Secret};
 use firesteel_proto::masters::{FindLeaderError, Leader, Masters};
 use firesteel_proto::v1;
 use firesteel_proto::v1::drivers_client::DriversClient;
+use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -23,6 +24,8 @@ const RECONNECT_MAX: Duration = Duration::from_secs(2);
 pub struct MasterView {
     /// `None` until the first update.
     pub executors: Option<Vec<Executor>>,
+    /// Where each worker serves map outputs.
+    pub hosts: BTreeMap<String, String>,
     pub target: u32,
     pub waiting_reason: String,
     /// The application has ended in the master's eyes: why.
@@ -203,14 +206,17 @@ fn read_update(update: v1::DriverUpdate) -> MasterView {
                 number: info.number,
                 state,
                 address: info.address,
+                worker: info.worker_id,
                 host: info.host,
                 resources: info.resources.map(Into::into).unwrap_or_default(),
                 message: info.message,
             })
         })
         .collect();
+    let hosts = update.shuffle_hosts.into_iter().map(|host| (host.worker_id, host.address)).collect();
     MasterView {
         executors: Some(executors),
+        hosts,
         target: update.executor_target,
         waiting_reason: update.waiting_reason,
         stop: update.stop.then_some(update.stop_reason),

@@ -2,7 +2,10 @@
 
 pub mod cluster;
 pub mod fleet;
+pub mod jobs;
 pub mod link;
+pub mod mode;
+pub mod pipelined;
 pub mod progress;
 
 use crate::output::ResultWriter;
@@ -123,7 +126,7 @@ async fn run_application(
 
     let channels = ApplicationChannels::new(&launch.token)?;
     let runtime = session::runtime(&settings, None, &launch.scratch_dir)?;
-    let backend = ClusterBackend::new(settings.clone(), channels, board, view);
+    let backend = ClusterBackend::new(&launch.application, settings.clone(), channels, board, view);
     let ctx = backend.session(runtime)?;
     let mut writer = ResultWriter::new(io::BufWriter::with_capacity(64 << 10, io::stdout()), launch.output);
     run_script(

@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 
 /// Pictures are kept small: the first so many tasks of a stage are told one by one.
-const TASKS_TOLD_MAX: usize = 1000;
+pub const TASKS_TOLD_MAX: usize = 1000;
 const DESCRIPTION_CHARS_MAX: usize = 200;
 
 /// Shared by whoever learns something about the work; every change wakes the link to the master.
@@ -83,6 +83,7 @@ impl ProgressBoard {
                 .map(|stage| StageProgress {
                     id: stage.id as u32,
                     description: stage.description.clone(),
+                    task_count: stage.tasks as u32,
                     tasks: (0..stage.tasks.min(TASKS_TOLD_MAX))
                         .map(|index| TaskProgress {
                             index: index as u32,
@@ -90,6 +91,7 @@ impl ProgressBoard {
                             ..Default::default()
                         })
                         .collect(),
+                    ..Default::default()
                 })
                 .collect();
         });
@@ -113,6 +115,21 @@ impl ProgressBoard {
                 TaskState::Pending | TaskState::Unspecified => {}
             }
         });
+    }
+
+    /// One stage as it is now; its description stays.
+    pub fn stage_changed(&self, id: u32, stage: StageProgress) {
+        self.change_job(id, |job| {
+            if let Some(told) = job.stages.iter_mut().find(|s| s.id == stage.id) {
+                let description = std::mem::take(&mut told.description);
+                *told = StageProgress { description, ..stage };
+            }
+        });
+    }
+
+    /// How the query runs, and why.
+    pub fn mode_chosen(&self, id: u32, mode: String) {
+        self.change_job(id, |job| job.mode = mode);
     }
 
     pub fn job_ended(&self, id: u32, rows: u64, error: Option<&str>) {

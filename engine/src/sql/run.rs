@@ -12,6 +12,7 @@ use datafusion::error::DataFusionError;
 use datafusion::logical_expr::{DdlStatement, ExplainFormat, LogicalPlan};
 use datafusion::prelude::SessionContext;
 use datafusion_distributed::display_plan_ascii;
+use firesteel_engine_core::JobError;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
@@ -43,6 +44,8 @@ pub enum RunError {
         "lost an executor after rows had been written, so the query cannot start again: {0}\nhint: run it again; a larger --conf firesteel.result.bufferSize holds more of a result back"
     )]
     LostAfterRows(String),
+    #[error("{0}")]
+    Job(Box<JobError>),
     #[error("{0}")]
     NoExecutors(String),
     #[error("{0}")]

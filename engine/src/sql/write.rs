@@ -17,6 +17,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
+use std::cell::Cell;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A plan whose directory output, if it has one, goes to a staging place first.
@@ -48,21 +49,64 @@ pub fn stage(plan: Arc<dyn ExecutionPlan>) -> Result<Staged> {
     Ok(Staged { plan, moves: moves.into_inner().unwrap_or_else(PoisonError::into_inner) })
 }
 
-fn redirect(sink: &dyn DataSink) -> Result<Option<(Arc<dyn DataSink>, Move)>> {
+/// Lets the directory outputs of one task's fragment go to a directory of this attempt, so that what an attempt leaves that
+/// failed, or was not the first, can be told from the rest.
+pub fn into_attempt(plan: Arc<dyn ExecutionPlan>, attempt: &str) -> Result<Arc<dyn ExecutionPlan>> {
+    let plan = plan.transform_down(|node| {
+        let Some(sink) = node.downcast_ref::<DataSinkExec>() else { return Ok(Transformed::no(node)) };
+        let config = |config: &FileSinkConfig| attempt_config(config, attempt);
+        let Some(redirected) = with_config(sink.sink(), config)? else { return Ok(Transformed::no(node)) };
+        let exec = DataSinkExec::new(Arc::clone(sink.input()), redirected, sink.sort_order().clone());
+        Ok(Transformed::yes(Arc::new(exec) as Arc<dyn ExecutionPlan>))
+    })?;
+    Ok(plan.data)
+}
+
+/// The directory of an attempt.
+pub fn attempt_name(stage: u32, task: u32, attempt: u32) -> String {
+    format!("attempt-{stage}-{task}-{attempt}")
+}
+
+fn attempt_config(config: &FileSinkConfig, attempt: &str) -> Result<Option<FileSinkConfig>> {
+    let [target] = config.table_paths.as_slice() else { return Ok(None) };
+    if config.file_output_mode.single_file_output(target) {
+        return Ok(None);
+    }
+    let url = format!("{}{attempt}/", config.original_url);
+    let mut own = config.clone();
+    own.table_paths = vec![ListingTableUrl::parse(&url)?];
+    own.original_url = url;
+    Ok(Some(own))
+}
+
+/// The same sink with another configuration; `None` if it is of a kind that has none, or `change` leaves it alone.
+fn with_config(
+    sink: &dyn DataSink,
+    change: impl Fn(&FileSinkConfig) -> Result<Option<FileSinkConfig>>,
+) -> Result<Option<Arc<dyn DataSink>>> {
     if let Some(parquet) = sink.downcast_ref::<ParquetSink>() {
-        let Some((config, planned)) = staged_config(parquet.config())? else { return Ok(None) };
-        let sink = ParquetSink::new(config, parquet.parquet_options().clone());
-        return Ok(Some((Arc::new(sink), planned)));
+        let Some(config) = change(parquet.config())? else { return Ok(None) };
+        return Ok(Some(Arc::new(ParquetSink::new(config, parquet.parquet_options().clone()))));
     }
     if let Some(csv) = sink.downcast_ref::<CsvSink>() {
-        let Some((config, planned)) = staged_config(csv.config())? else { return Ok(None) };
-        return Ok(Some((Arc::new(CsvSink::new(config, csv.writer_options().clone())), planned)));
+        let Some(config) = change(csv.config())? else { return Ok(None) };
+        return Ok(Some(Arc::new(CsvSink::new(config, csv.writer_options().clone()))));
     }
     if let Some(json) = sink.downcast_ref::<JsonSink>() {
-        let Some((config, planned)) = staged_config(json.config())? else { return Ok(None) };
-        return Ok(Some((Arc::new(JsonSink::new(config, json.writer_options().clone())), planned)));
+        let Some(config) = change(json.config())? else { return Ok(None) };
+        return Ok(Some(Arc::new(JsonSink::new(config, json.writer_options().clone()))));
     }
     Ok(None)
+}
+
+fn redirect(sink: &dyn DataSink) -> Result<Option<(Arc<dyn DataSink>, Move)>> {
+    let planned = Cell::new(None);
+    let sink = with_config(sink, |config| {
+        let Some((config, redirected)) = staged_config(config)? else { return Ok(None) };
+        planned.set(Some(redirected));
+        Ok(Some(config))
+    })?;
+    Ok(sink.zip(planned.into_inner()))
 }
 
 fn staged_config(config: &FileSinkConfig) -> Result<Option<(FileSinkConfig, Move)>> {
@@ -88,12 +132,20 @@ fn staged_config(config: &FileSinkConfig) -> Result<Option<(FileSinkConfig, Move
 }
 
 impl Staged {
-    /// Moves what was written into place.
-    pub async fn commit(&self, state: &SessionState) -> Result<()> {
+    /// Moves what was written into place. With `attempts`, tasks wrote into directories named by their attempts
+    /// ([`into_attempt`]), and only what these have written counts.
+    pub async fn commit(&self, state: &SessionState, attempts: Option<&[String]>) -> Result<()> {
         for planned in &self.moves {
             let store = state.runtime_env().object_store(&planned.store)?;
             for file in list(&store, &planned.staging).await? {
-                let relative = file.prefix_match(&planned.staging).into_iter().flatten();
+                let mut relative = file.prefix_match(&planned.staging).into_iter().flatten();
+                if let Some(attempts) = attempts {
+                    let attempt = relative.next();
+                    if !attempt.is_some_and(|name| attempts.iter().any(|a| a.as_str() == name.as_ref())) {
+                        store.delete(&file).await.map_err(object_store_error)?;
+                        continue;
+                    }
+                }
                 let target = planned.target.parts().chain(relative).collect::<Path>();
                 store.rename(&file, &target).await.map_err(object_store_error)?;
             }

@@ -1,6 +1,6 @@
 //! One application: its state and why, its executors, its jobs, stages and tasks.
 
-use super::format::{count, duration, moment};
+use super::format::{bytes, count, duration, moment};
 use super::layout::{application_state, cell, executor_state, head, number_cell, parts_bar, task_state};
 use super::{View, application_path};
 use firesteel_common::{DeployMode, MemorySize};
@@ -158,6 +158,7 @@ fn jobs(view: &View, app: &Application, progress: &Progress, shown: Shown) -> Ma
                     pre.sql { (job.description) }
                     p.facts-line {
                         span { (took_text(job.started_ms, job.ended_ms, now_ms)) }
+                        @if !job.mode.is_empty() { span { (job.mode) } }
                         span { (count(job.rows)) (if job.rows == 1 { " row" } else { " rows" }) }
                         @if job.restarts > 0 {
                             span.warn { "started again " @if job.restarts == 1 { "once" } @else { (job.restarts) " times" } }
@@ -185,7 +186,7 @@ fn task_counts(stage: &StageProgress) -> [(TaskState, &'static str, usize); 4] {
 fn stages(app: &Application, job: &JobProgress, now_ms: u64, shown: Shown) -> Markup {
     html! {
         table.stages {
-            (head(&["Stage", "Description", "Tasks", "Duration", ""]))
+            (head(&["Stage", "Description", "Tasks", "Output", "Duration", ""]))
             tbody {
                 @for stage in &job.stages {
                     @let open = shown.job == Some(job.id) && shown.stage == Some(stage.id);
@@ -194,6 +195,7 @@ fn stages(app: &Application, job: &JobProgress, now_ms: u64, shown: Shown) -> Ma
                         (cell("Stage", stage.id))
                         (cell("Description", html! { span.message { (stage.description) } }))
                         (cell("Tasks", stage_tasks(stage)))
+                        (cell("Output", stage_output(stage)))
                         (number_cell("Duration", stage_duration(stage, now_ms)))
                         (cell("", html! {
                             @let path = application_path(&app.id);
@@ -203,7 +205,7 @@ fn stages(app: &Application, job: &JobProgress, now_ms: u64, shown: Shown) -> Ma
                             }
                         }))
                     }
-                    @if open { tr.open { td colspan="5" { (tasks(app, job, stage, now_ms, shown.page)) } } }
+                    @if open { tr.open { td colspan="6" { (tasks(app, job, stage, now_ms, shown.page)) } } }
                 }
             }
         }
@@ -227,7 +229,23 @@ fn stage_tasks(stage: &StageProgress) -> Markup {
         .collect();
     let words = if words.is_empty() { "none".to_owned() } else { words.join(", ") };
     let parts = counts.map(|(_, class, n)| (class, n));
-    html! { span.used { (words) } (parts_bar(&parts, &format!("Tasks: {words}"))) }
+    html! {
+        span.used {
+            (words)
+            @if stage.again > 0 { span.warn { ", " (count(stage.again.into())) " run again" } }
+        }
+        (parts_bar(&parts, &format!("Tasks: {words}")))
+    }
+}
+
+/// What it left for later stages, and what did not fit into memory.
+fn stage_output(stage: &StageProgress) -> Markup {
+    html! {
+        @if stage.output_bytes == 0 { "–" } @else {
+            (count(stage.output_rows)) " rows, " (bytes(stage.output_bytes))
+        }
+        @if stage.spilled_bytes > 0 { span.warn { ", " (bytes(stage.spilled_bytes)) " spilled" } }
+    }
 }
 
 /// From its first task's start to its last one's end.
@@ -250,13 +268,14 @@ fn tasks(app: &Application, job: &JobProgress, stage: &StageProgress, now_ms: u6
     };
     html! {
         table.tasks {
-            (head(&["Task", "State", "Executor", "Duration"]))
+            (head(&["Task", "State", "Executor", "Attempts", "Duration"]))
             tbody {
                 @for task in on_page {
                     tr {
                         (cell("Task", task.index))
                         (cell("State", task_state(task.state())))
                         (cell("Executor", html! { @if task.state() == TaskState::Pending { "–" } @else { (task.executor) } }))
+                        (number_cell("Attempts", task.attempts.max(1)))
                         (number_cell("Duration", took_text(task.started_ms, task.ended_ms, now_ms)))
                     }
                 }

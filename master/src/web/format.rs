@@ -85,6 +85,12 @@ pub fn moment(at_ms: u64, now_ms: u64) -> Markup {
 }
 
 /// `1,234,567`
+/// `0.0 MiB`, `12.5 MiB`, `3.1 GiB`: large enough units that they can be compared at a glance.
+pub fn bytes(bytes: u64) -> String {
+    let mib = bytes as f64 / f64::from(1 << 20);
+    if mib < 1024.0 { format!("{mib:.1} MiB") } else { format!("{:.1} GiB", mib / 1024.0) }
+}
+
 pub fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);

@@ -1,7 +1,7 @@
 //! The master's web page, its JSON and its metrics: read only, server rendered, without script.
 
 mod application;
-mod assets;
+pub mod assets;
 mod format;
 mod health;
 mod json;
@@ -11,10 +11,7 @@ mod metrics;
 mod overview;
 mod security;
 
-#[cfg(test)]
-mod tests;
-
-pub use security::AllowedHosts;
+pub use security::{AllowedHosts, CONTENT_SECURITY_POLICY};
 
 use crate::consensus::{MembersView, Published};
 use crate::soft::Soft;

@@ -106,6 +106,7 @@ fn job(job: &JobProgress) -> Value {
         "ended_ms": time(job.ended_ms),
         "rows": job.rows,
         "restarts": job.restarts,
+        "mode": text(&job.mode),
         "error": text(&job.error),
         "stages": job.stages.iter().map(stage).collect::<Vec<_>>(),
     }))
@@ -115,6 +116,12 @@ fn stage(stage: &StageProgress) -> Value {
     json!({
         "id": stage.id,
         "description": stage.description,
+        "task_count": stage.task_count,
+        "attempts": stage.attempts,
+        "again": stage.again,
+        "output_rows": stage.output_rows,
+        "output_bytes": stage.output_bytes,
+        "spilled_bytes": stage.spilled_bytes,
         "tasks": stage.tasks.iter().map(task).collect::<Vec<_>>(),
     })
 }
@@ -124,6 +131,7 @@ fn task(task: &TaskProgress) -> Value {
         "index": task.index,
         "state": task_state(task.state()),
         "executor": task.executor,
+        "attempts": task.attempts,
         "started_ms": time(task.started_ms),
         "ended_ms": time(task.ended_ms),
     }))

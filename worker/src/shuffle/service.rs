@@ -167,13 +167,15 @@ impl Shuffle for ShuffleService {
             service: self.inner.clone(),
             key: Arc::new((application, output)),
             partition: request.partition,
+            offset: request.offset,
+            max_bytes: request.max_bytes,
         };
         self.inner.counters.fetches.fetch_add(1, Ordering::SeqCst);
         let begun = fetch.begin().await;
-        let (output, pieces, admission) = begun.map_err(|error| fetch.failed(error))?;
+        let (output, pieces, total, admission) = begun.map_err(|error| fetch.failed(error))?;
         let (sender, receiver) = mpsc::channel(1);
         tokio::spawn(async move {
-            fetch.serve(output, pieces, sender).await;
+            fetch.serve(output, pieces, total, sender).await;
             drop(admission);
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
@@ -293,10 +295,13 @@ struct Fetch {
     service: Arc<Inner>,
     key: Key,
     partition: u32,
+    offset: u64,
+    max_bytes: u64,
 }
 
 impl Fetch {
-    async fn begin(&self) -> Result<(Output, Pieces, OwnedSemaphorePermit), FetchError> {
+    /// The file, what to read of it, how long the partition is, and the right to be served.
+    async fn begin(&self) -> Result<(Output, Pieces, u64, OwnedSemaphorePermit), FetchError> {
         let admission = self.service.streams.clone().acquire_owned().await;
         let admission =
             admission.map_err(|error| OutputError::Busy(std::io::Error::other(error.to_string())))?;
@@ -306,16 +311,29 @@ impl Fetch {
         if partition >= index.partitions() {
             return Err(FetchError::NoPartition { asked: self.partition, there: index.partitions() });
         }
-        Ok((output, Pieces::new(index.pieces(partition)), admission))
+        let mut rest = Pieces::new(index.pieces(partition));
+        rest.next(self.offset);
+        let asked = Pieces::new(rest.next(self.max_bytes).into_iter());
+        Ok((output, asked, index.bytes(partition), admission))
     }
 
     /// Until everything is sent, something is wrong, or the reader has gone.
-    async fn serve(&self, output: Output, mut pieces: Pieces, sender: mpsc::Sender<Chunk>) {
+    async fn serve(
+        &self,
+        output: Output,
+        mut pieces: Pieces,
+        partition_bytes: u64,
+        sender: mpsc::Sender<Chunk>,
+    ) {
         let counters = &self.service.counters;
         let _stream = Gauge::new(&counters.streams);
         let identity = output.identity;
         let mut open = Some(output);
         let mut chunks = 0;
+        if pieces.is_empty() {
+            // Whoever asks learns the length in any case. A reader that has gone is none of our business.
+            let _ = sender.send(Ok(v1::FetchedBytes { bytes: Vec::new(), partition_bytes })).await;
+        }
         while !pieces.is_empty() {
             let place = match sender.try_reserve() {
                 Ok(place) => place,
@@ -351,7 +369,7 @@ impl Fetch {
             };
             match read {
                 Ok((output, bytes)) => {
-                    place.send(Ok(v1::FetchedBytes { bytes }));
+                    place.send(Ok(v1::FetchedBytes { bytes, partition_bytes }));
                     open = Some(output);
                 }
                 Err(error) => return place.send(Err(self.failed(error.into()))),

@@ -1,0 +1,261 @@
+//! Staged execution when something dies: what is lost runs again, nothing else does, and the rows are right.
+//!
+//! `test_hold` and `test_fail` (engine/src/test_functions.rs) say when a task stands still or fails, so that each kill hits
+//! what it is meant to hit.
+
+use firesteel_tests::cluster::{Cluster, Run, Started, binary};
+use firesteel_tests::procs::{self, wait_for};
+use firesteel_tests::status::{items, only_application, stages, status};
+use firesteel_tests::tpch;
+use rustix::process::Signal;
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(60);
+/// Map stage: scan and partial aggregation of lineitem. Reduce stage: the rest. Outputs are files, however small.
+const STAGED: &[&str] = &[
+    "--deploy-mode",
+    "cluster",
+    "-o",
+    "csv",
+    "--conf",
+    "firesteel.execution.mode=staged",
+    "--conf",
+    "firesteel.test.functions=true",
+    "--conf",
+    "firesteel.shuffle.inlineSize=0",
+    "--conf",
+    "firesteel.scan.bytesPerPartition=200k",
+];
+const EXPECTED: &str =
+    "SELECT l_linenumber AS k, count(*) AS n, sum(l_quantity) AS q FROM lineitem GROUP BY k ORDER BY k;";
+
+/// A cluster, and the directory through which its test functions talk to the test.
+struct Lab {
+    cluster: Cluster,
+    signals: PathBuf,
+}
+
+impl Lab {
+    fn start(workers: usize, cores: u32) -> Self {
+        let cluster = Cluster::start(workers, cores);
+        let signals = cluster.dir().join("signals");
+        std::fs::create_dir(&signals).unwrap();
+        Self { cluster, signals }
+    }
+
+    fn tables(&self) -> String {
+        tpch::tables(&tpch::data(&binary("firesteel-engine"), 0.01))
+    }
+
+    fn submit(&self, sql: &str, more: &[&str]) -> Started {
+        let script = self.cluster.script("staged.sql", &format!("{}{sql}\n", self.tables()));
+        Started::of(self.cluster.submit(STAGED.iter().chain(more)).arg(&script))
+    }
+
+    /// The right rows, from the same cluster without any fault.
+    fn expected(&self) -> String {
+        let script = self.cluster.script("expected.sql", &format!("{}{EXPECTED}\n", self.tables()));
+        self.cluster.csv("client", &script, &["--conf", "firesteel.execution.mode=pipelined"])
+    }
+
+    /// Tasks that stand still, by their executors' process ids.
+    fn held(&self, at_least: usize) -> BTreeSet<i32> {
+        wait_for("tasks that stand still", LIMIT, || {
+            let held = held(&self.signals);
+            if held.len() >= at_least { Ok(held) } else { Err(format!("{held:?}\n{}", self.cluster.logs())) }
+        })
+    }
+
+    fn go(&self) {
+        std::fs::write(self.signals.join("go"), []).unwrap();
+    }
+
+    fn finish(&self, child: Started) -> Run {
+        let run = child.finish();
+        assert_eq!(run.code, 0, "{}\n{}", run.stderr, self.cluster.logs());
+        run
+    }
+
+    /// The application that reads `staged.sql`.
+    fn status(&self) -> Value {
+        let run = self.cluster.run(["list", "-o", "json"]);
+        let list: Value = serde_json::from_str(&run.stdout).unwrap();
+        let ours = list.as_array().into_iter().flatten().find(|app| app["name"] == "staged.sql");
+        let id = ours.and_then(|app| app["id"].as_str()).unwrap_or_else(|| panic!("{list}"));
+        status(&self.cluster, id)
+    }
+}
+
+fn held(signals: &Path) -> BTreeSet<i32> {
+    let names = std::fs::read_dir(signals).into_iter().flatten().flatten();
+    names.filter_map(|e| e.file_name().to_str()?.strip_prefix("held-")?.parse().ok()).collect()
+}
+
+/// A query whose map tasks stand still at a row that one of them has.
+fn hold_in_map(signals: &Path) -> String {
+    format!(
+        "SELECT l_linenumber AS k, count(*) AS n, sum(q) AS q FROM
+           (SELECT l_linenumber, CASE WHEN test_hold(l_orderkey, 1, '{}') > 0 THEN l_quantity END AS q FROM lineitem)
+         GROUP BY k ORDER BY k;",
+        signals.display()
+    )
+}
+
+/// A query whose reduce tasks stand still at one group each: the map stage is complete then.
+fn hold_in_reduce(signals: &Path) -> String {
+    format!(
+        "SELECT k, n, q FROM (SELECT l_linenumber AS k, count(*) AS n, sum(l_quantity) AS q FROM lineitem GROUP BY k)
+         WHERE test_hold(k, 3, '{}') > 0 ORDER BY k;",
+        signals.display()
+    )
+}
+
+/// Attempts of the map stage that were not the first of their task.
+fn map_tasks_again(status: &Value) -> u64 {
+    map_stage(status)["again"].as_u64().unwrap_or_else(|| panic!("{status}"))
+}
+
+fn map_stage(status: &Value) -> &Value {
+    stages(status).min_by_key(|stage| stage["id"].as_u64()).unwrap_or_else(|| panic!("{status}"))
+}
+
+#[test]
+fn an_executor_that_dies_in_the_map_stage_costs_the_tasks_it_ran() {
+    let lab = Lab::start(2, 1);
+    let expected = lab.expected();
+    let child = lab.submit(&hold_in_map(&lab.signals), &[]);
+    let held = lab.held(1);
+    procs::kill(*held.first().unwrap(), Signal::KILL);
+    lab.go();
+    assert_eq!(lab.finish(child).stdout, expected);
+    let status = lab.status();
+    assert_eq!(map_tasks_again(&status), 1, "{status:#}");
+    lab.cluster.assert_clean();
+}
+
+#[test]
+fn an_executor_that_dies_after_the_map_stage_costs_no_map_task() {
+    let lab = Lab::start(2, 1);
+    let expected = lab.expected();
+    let child = lab.submit(&hold_in_reduce(&lab.signals), &[]);
+    let held = lab.held(1);
+    // All of them, one after the other: whoever ran map tasks is among them.
+    for executor in lab.cluster.engines("executor") {
+        procs::kill(executor.pid, Signal::KILL);
+    }
+    assert!(!held.is_empty());
+    lab.go();
+    assert_eq!(lab.finish(child).stdout, expected);
+    let status = lab.status();
+    assert_eq!(map_tasks_again(&status), 0, "{status:#}");
+    assert!(stages(&status).any(|stage| stage["again"].as_u64() > Some(0)), "{status:#}");
+}
+
+#[test]
+fn a_worker_that_dies_costs_exactly_its_map_outputs() {
+    let mut lab = Lab::start(3, 1);
+    let expected = lab.expected();
+    let child = lab.submit(&hold_in_reduce(&lab.signals), &["--num-executors", "2"]);
+    let held = lab.held(1);
+    // The worker whose executor does not stand still.
+    let other = lab.cluster.engines("executor").into_iter().find(|e| !held.contains(&e.pid)).unwrap();
+    let before = lab.status();
+    let number = other.command.rsplit('-').next().and_then(|n| n.parse::<u32>().ok()).unwrap();
+    let lost = items(map_stage(&before), "tasks").filter(|task| task["executor"] == number).count() as u64;
+    let worker = (0..3).find(|&w| other.cwd.starts_with(lab.cluster.worker_dir(w))).unwrap();
+    lab.cluster.workers[worker].kill();
+    lab.go();
+    assert_eq!(lab.finish(child).stdout, expected);
+    let status = lab.status();
+    let again = map_tasks_again(&status);
+    // What the held task had read already need not come back.
+    assert!(again <= lost, "{again} of {lost} ran again: {status:#}");
+}
+
+#[test]
+fn every_executor_at_once_three_times() {
+    let lab = Lab::start(2, 1);
+    let expected = lab.expected();
+    let child = lab.submit(&hold_in_reduce(&lab.signals), &[]);
+    let mut killed = BTreeSet::new();
+    for _ in 0..3 {
+        wait_for("a fresh executor that stands still", LIMIT, || {
+            let held = held(&lab.signals);
+            if held.is_subset(&killed) { Err(format!("{held:?}\n{}", lab.cluster.logs())) } else { Ok(()) }
+        });
+        for executor in lab.cluster.engines("executor") {
+            procs::kill(executor.pid, Signal::KILL);
+            killed.insert(executor.pid);
+        }
+    }
+    lab.go();
+    assert_eq!(lab.finish(child).stdout, expected);
+    assert_eq!(map_tasks_again(&lab.status()), 0);
+}
+
+#[test]
+fn a_task_that_fails_is_tried_again_and_a_hopeless_one_ends_the_query() {
+    let lab = Lab::start(2, 1);
+    let expected = lab.expected();
+    let failing = |times: u32| {
+        format!(
+            "SELECT l_linenumber AS k, count(*) AS n, sum(q) AS q FROM
+               (SELECT l_linenumber, CASE WHEN test_fail(l_orderkey, '{}', {times}) > 0 THEN l_quantity END AS q
+                FROM lineitem)
+             GROUP BY k ORDER BY k;",
+            lab.signals.display()
+        )
+    };
+    let run = lab.finish(lab.submit(&failing(2), &[]));
+    assert_eq!(run.stdout, expected);
+    let status = lab.status();
+    assert_eq!(map_tasks_again(&status), 2, "{status:#}");
+    let run = lab.submit(&failing(1000), &["--name", "hopeless"]).finish();
+    assert_eq!(run.code, 1, "{}", run.stderr);
+    assert!(
+        run.stderr.contains("failed 4 times") && run.stderr.contains("test_fail fails"),
+        "{}",
+        run.stderr
+    );
+    lab.cluster.assert_clean();
+}
+
+#[test]
+fn an_error_of_the_query_itself_is_not_repeated() {
+    let lab = Lab::start(1, 1);
+    let run = lab.submit("SELECT sum(100 / (l_linenumber - l_linenumber)) FROM lineitem;", &[]).finish();
+    assert_eq!(run.code, 1);
+    assert!(run.stderr.to_lowercase().contains("divide by zero"), "{}", run.stderr);
+    let status = status(&lab.cluster, &only_application(&lab.cluster));
+    assert!(stages(&status).all(|stage| stage["again"] == 0), "{status:#}");
+}
+
+#[test]
+fn a_directory_is_written_once_however_often_its_task_runs() {
+    let lab = Lab::start(2, 1);
+    let out = lab.cluster.dir().join("out");
+    let sql = format!(
+        "COPY (SELECT test_fail(l_orderkey, '{}', 1) AS l_orderkey, l_comment FROM lineitem ORDER BY l_comment)
+           TO '{}/' STORED AS PARQUET;
+         CREATE EXTERNAL TABLE copied STORED AS PARQUET LOCATION '{}/';
+         SELECT count(*) AS n, count(DISTINCT l_orderkey) AS o FROM copied;",
+        lab.signals.display(),
+        out.display(),
+        out.display()
+    );
+    let copied = lab.finish(lab.submit(&sql, &[])).stdout;
+    let script = lab.cluster.script(
+        "count.sql",
+        &format!("{}SELECT count(*) AS n, count(DISTINCT l_orderkey) AS o FROM lineitem;\n", lab.tables()),
+    );
+    assert_eq!(copied, lab.cluster.csv("client", &script, &[]));
+    let left: Vec<_> = std::fs::read_dir(lab.cluster.dir())
+        .unwrap()
+        .flatten()
+        .filter(|e| e.file_name().to_string_lossy().starts_with(".out"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
