@@ -224,8 +224,8 @@ mod tests {
         index.push_group(15, [1, 2]);
         let index = reread(&index, 18).unwrap();
         assert_eq!(index.pieces(0).collect::<Vec<_>>(), [0..10, 15..16]);
-        assert_eq!(index.pieces(1).collect::<Vec<_>>(), [16..18]);
-        assert_eq!(index.pieces(2).collect::<Vec<_>>(), [10..15]);
+        assert!(index.pieces(1).eq(std::iter::once(16..18)));
+        assert!(index.pieces(2).eq(std::iter::once(10..15)));
         assert_eq!(index.bytes(0), 11);
         assert_eq!(index.pieces(3).count(), 0);
     }
