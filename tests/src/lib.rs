@@ -4,6 +4,7 @@ pub mod chaos;
 pub mod cluster;
 pub mod csv;
 pub mod history;
+pub mod matrix;
 pub mod netns;
 pub mod procs;
-pub mod tpch;
+pub mod suite;
