@@ -10,9 +10,10 @@ pub struct Table {
 /// Parses RFC 4180 text with a header line.
 pub fn parse(text: &str) -> Table {
     let mut rows = Vec::new();
-    let (mut row, mut cell, mut quoted) = (Vec::new(), String::new(), false);
+    let (mut row, mut cell, mut quoted, mut begun) = (Vec::new(), String::new(), false, false);
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
+        begun = c != '\n' || quoted;
         match c {
             '"' if quoted && chars.peek() == Some(&'"') => {
                 chars.next();
@@ -28,7 +29,8 @@ pub fn parse(text: &str) -> Table {
             c => cell.push(c),
         }
     }
-    if !cell.is_empty() || !row.is_empty() {
+    // The last line may lack its end, and a row that is one null is written as two quotes.
+    if begun {
         row.push(cell);
         rows.push(row);
     }
@@ -102,6 +104,14 @@ mod tests {
         assert!(difference(&a, &parse("n,t\n2,x\n1,y\n")).is_some());
         assert!(difference(&a, &parse("n,t\n2,x\n")).is_some());
         assert!(difference(&a, &parse("m,t\n")).is_some());
+    }
+
+    #[test]
+    fn a_row_of_one_null_is_a_row() {
+        assert_eq!(parse("s\n\"\"").rows, [[""]]);
+        assert_eq!(parse("s\n\"\"\n").rows, [[""]]);
+        assert_eq!(parse("s\n").rows.len(), 0);
+        assert_eq!(parse("s").rows.len(), 0);
     }
 
     #[test]
