@@ -6,7 +6,7 @@
 use firesteel_tests::cluster::{Cluster, Run, Started, binary};
 use firesteel_tests::procs::{self, wait_for};
 use firesteel_tests::status::{items, only_application, stages, status};
-use firesteel_tests::tpch;
+use firesteel_tests::suite::TPCH;
 use rustix::process::Signal;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -47,7 +47,7 @@ impl Lab {
     }
 
     fn tables(&self) -> String {
-        tpch::tables(&tpch::data(&binary("firesteel-engine"), 0.01))
+        TPCH.tables(&TPCH.data(0.01))
     }
 
     fn submit(&self, sql: &str, more: &[&str]) -> Started {
@@ -278,7 +278,7 @@ fn a_working_set_of_four_times_the_memory_finishes_staged_and_auto() {
            SELECT sum(r % 1000 * l_linenumber) AS s FROM
              (SELECT row_number() OVER (ORDER BY l_comment, l_orderkey, l_linenumber) AS r, * FROM lineitem)
              WHERE l_shipinstruct <> l_comment;\n",
-        tpch::tables(&tpch::data(&engine, 0.1))
+        TPCH.tables(&TPCH.data(0.1))
     );
     let script = cluster.script("large.sql", &sql);
     let expected =
