@@ -335,19 +335,24 @@ fn explain_says_the_mode_and_analyze_measures_each_stage() {
 #[test]
 fn ten_thousand_tasks_run_within_bounds() {
     let lab = Lab::start(2, 1);
-    let dir = lab.cluster.dir().join("many");
-    std::fs::create_dir(&dir).unwrap();
-    for file in 0..10_000 {
-        std::fs::write(dir.join(format!("{file}.csv")), format!("k,v\n{},{file}\n", file % 7)).unwrap();
-    }
+    let file = lab.cluster.dir().join("many.csv");
+    let lines: String = (0..60_000).map(|n| format!("{},{n:06}\n", n % 7)).collect();
+    std::fs::write(&file, format!("k,v\n{lines}")).unwrap();
     let sql = format!(
-        "CREATE EXTERNAL TABLE many STORED AS CSV LOCATION '{}/' OPTIONS ('format.has_header' 'true');
+        "CREATE EXTERNAL TABLE many STORED AS CSV LOCATION '{}' OPTIONS ('format.has_header' 'true');
          SELECT k, count(*) AS n, sum(v) AS s FROM many GROUP BY k ORDER BY k;",
-        dir.display()
+        file.display()
     );
     let run = lab.submit(
         &sql,
-        &["--conf", "firesteel.scan.bytesPerPartition=8", "--conf", "firesteel.staged.maxTasks=10000"],
+        &[
+            "--conf",
+            "firesteel.scan.bytesPerPartition=27",
+            "--conf",
+            "firesteel.staged.maxTasks=10000",
+            "--conf",
+            "firesteel.staged.maxShuffleTasks=4",
+        ],
     );
     let files = || {
         let count = |pid: i32| std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
@@ -360,9 +365,15 @@ fn ten_thousand_tasks_run_within_bounds() {
         std::thread::yield_now();
     }
     let run = lab.finish(run);
-    assert_eq!(run.stdout.lines().count(), 8, "{}", run.stdout);
+    let rows: Vec<String> = (0..7)
+        .map(|k| {
+            let values = (0..60_000u64).filter(|n| n % 7 == k);
+            format!("{k},{},{}", values.clone().count(), values.sum::<u64>())
+        })
+        .collect();
+    assert_eq!(run.stdout.lines().skip(1).collect::<Vec<_>>(), rows);
     assert!(most < 300, "{most} open files");
     let status = lab.status();
     let tasks = stages(&status).filter_map(|s| s["task_count"].as_u64()).max();
-    assert!(tasks >= Some(1000), "{tasks:?}");
+    assert_eq!(tasks, Some(10_000));
 }

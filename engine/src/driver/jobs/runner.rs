@@ -232,6 +232,10 @@ impl Runner {
                 for (attempt, message) in waiting {
                     self.tell(Event::Failed { attempt, failure: Failure::ExecutorGone(message) });
                 }
+                // It answers: only the call had broken.
+                if let Some(known) = self.executors.get(&executor).cloned() {
+                    self.executor_up(&known);
+                }
             }
             Command::HostProbed { worker, alive } => {
                 let events = self.host_probes.remove(&worker).unwrap_or_default();
@@ -514,13 +518,16 @@ impl Runner {
             self.tell(Event::ExecutorLost { executor: ExecutorId(number), reason });
         }
         for executor in executors {
-            let number = executor.number;
-            let slots = executor.resources.cores.max(1);
-            let worker = WorkerKey::from(executor.worker.as_str());
-            if self.executors.insert(number, executor).is_none() {
-                self.tell(Event::ExecutorUp { executor: ExecutorId(number), worker, slots });
+            if self.executors.insert(executor.number, executor.clone()).is_none() {
+                self.executor_up(&executor);
             }
         }
+    }
+
+    fn executor_up(&mut self, executor: &Executor) {
+        let worker = WorkerKey::from(executor.worker.as_str());
+        let slots = executor.resources.cores.max(1);
+        self.tell(Event::ExecutorUp { executor: ExecutorId(executor.number), worker, slots });
     }
 
     fn discard(&mut self, attempt: AttemptId, place: Place) {
