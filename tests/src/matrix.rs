@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// The values of `firesteel.execution.mode`.
-pub const MODES: &[&str] = &["pipelined"];
+pub const MODES: [&str; 3] = ["pipelined", "staged", "auto"];
 
 /// So that tables as small as the tests' are scanned by several tasks.
 pub const SPREAD: &str = "firesteel.scan.bytesPerPartition=32k";

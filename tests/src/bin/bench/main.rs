@@ -38,7 +38,7 @@ struct Args {
     #[arg(long, default_value = "cluster")]
     deploy_mode: String,
     /// Modes of execution to measure side by side: pipelined, staged, auto.
-    #[arg(long, value_delimiter = ',', default_value = MODES[0])]
+    #[arg(long, value_delimiter = ',', default_values_t = MODES.map(str::to_owned))]
     mode: Vec<String>,
     /// Rounds of the queries; the modes and the single process take turns.
     #[arg(long, default_value_t = 3)]
