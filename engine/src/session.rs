@@ -26,6 +26,7 @@ pub fn runtime(settings: &Settings, memory_bytes: Option<u64>, scratch: &Path) -
     RuntimeEnvBuilder::new()
         .with_memory_pool(pool)
         .with_temp_file_path(scratch)
+        .with_max_temp_directory_size(settings.spill_bytes_max)
         .with_object_store_registry(Arc::new(Stores::new(settings.store_options.clone())))
         .build_arc()
 }

@@ -56,6 +56,8 @@ pub struct Settings {
     pub compression: Compression,
     /// Part of the executor's memory that operators may use before they spill.
     pub memory_fraction: f64,
+    /// What the operators of an executor may have on disk because it does not fit into memory.
+    pub spill_bytes_max: u64,
     /// How many bytes of files a partition shall scan, in any mode; `None` leaves it to the mode.
     pub scan_bytes_per_partition: Option<usize>,
     /// Whether the SQL functions for tests are there ([`crate::test_functions`]).
@@ -88,6 +90,7 @@ const KEYS: &[(&str, &str)] = &[
         "how often a query starts again after losing an executor (default 4)",
     ),
     ("firesteel.executor.memoryFraction", "part of executor memory for operators, 0.1 to 0.95 (default 0.7)"),
+    ("firesteel.executor.spillSize", "how much an executor may spill to disk, such as 500g (default 100g)"),
     ("firesteel.executor.waitSeconds", "how long to wait for new executors once all are gone (default 120)"),
     (
         "firesteel.result.bufferSize",
@@ -133,6 +136,7 @@ impl Default for Settings {
             executor_wait_secs: 120,
             compression: Compression::Auto,
             memory_fraction: 0.7,
+            spill_bytes_max: 100 << 30,
             scan_bytes_per_partition: None,
             test_functions: false,
             store_options: Vec::new(),
@@ -170,6 +174,10 @@ impl Settings {
                     Ok(fraction) if (0.1..=0.95).contains(&fraction) => fraction,
                     _ => return Err(bad("a number from 0.1 to 0.95")),
                 };
+            }
+            "firesteel.executor.spillSize" => {
+                let size: MemorySize = value.parse().map_err(|_| bad("a size like 100g"))?;
+                self.spill_bytes_max = size.bytes();
             }
             "firesteel.executor.waitSeconds" => {
                 self.executor_wait_secs = value.parse().map_err(|_| bad("a whole number of seconds"))?;

@@ -1,11 +1,12 @@
 //! SQL functions for tests of failure, there only with `--conf firesteel.test.functions=true`: they let a test decide when a
 //! task fails or stands still, on whichever executor it runs, without guessing at times.
 //!
-//! Both return their first argument. They talk to the test through a directory.
+//! All return their first argument. They talk to the test through a directory.
 //!
 //! - `test_fail(value, 'DIR', n)`: the first `n` batches that come through, in all processes together, fail.
 //! - `test_hold(value, key, 'DIR')`: a batch with a row in which `value = key` leaves the file `held-PID` in the directory
 //!   and goes on once there is a file `go`.
+//! - `test_hold_once(value, key, 'DIR')`: the same, but only the first that comes there stands still.
 
 use datafusion::arrow::array::Array;
 use datafusion::arrow::datatypes::DataType;
@@ -18,11 +19,12 @@ use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub fn all() -> [ScalarUDF; 2] {
+pub fn all() -> [ScalarUDF; 3] {
     let signature = Signature::any(3, Volatility::Stable);
     [
         ScalarUDF::from(TestFunction { kind: Kind::Fail, signature: signature.clone() }),
-        ScalarUDF::from(TestFunction { kind: Kind::Hold, signature }),
+        ScalarUDF::from(TestFunction { kind: Kind::Hold, signature: signature.clone() }),
+        ScalarUDF::from(TestFunction { kind: Kind::HoldOnce, signature }),
     ]
 }
 
@@ -30,6 +32,7 @@ pub fn all() -> [ScalarUDF; 2] {
 enum Kind {
     Fail,
     Hold,
+    HoldOnce,
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -43,6 +46,7 @@ impl ScalarUDFImpl for TestFunction {
         match self.kind {
             Kind::Fail => "test_fail",
             Kind::Hold => "test_hold",
+            Kind::HoldOnce => "test_hold_once",
         }
     }
 
@@ -63,7 +67,8 @@ impl ScalarUDFImpl for TestFunction {
         };
         match self.kind {
             Kind::Fail => fail(&directory(second)?, third)?,
-            Kind::Hold => hold(value, second, &directory(third)?)?,
+            Kind::Hold => hold(value, second, &directory(third)?, false)?,
+            Kind::HoldOnce => hold(value, second, &directory(third)?, true)?,
         }
         Ok(value.clone())
     }
@@ -92,7 +97,7 @@ fn fail(directory: &Path, times: &ColumnarValue) -> Result<()> {
     Ok(())
 }
 
-fn hold(value: &ColumnarValue, key: &ColumnarValue, directory: &Path) -> Result<()> {
+fn hold(value: &ColumnarValue, key: &ColumnarValue, directory: &Path, once: bool) -> Result<()> {
     let ColumnarValue::Scalar(key) = key else { return exec_err!("the key must be a literal") };
     // As text, so that a literal need not have the column's exact type.
     let key = key.to_string();
@@ -102,6 +107,9 @@ fn hold(value: &ColumnarValue, key: &ColumnarValue, directory: &Path) -> Result<
             .any(|row| ScalarValue::try_from_array(values, row).is_ok_and(|v| v.to_string() == key)),
     };
     if !held {
+        return Ok(());
+    }
+    if once && OpenOptions::new().write(true).create_new(true).open(directory.join("first")).is_err() {
         return Ok(());
     }
     std::fs::write(directory.join(format!("held-{}", std::process::id())), [])?;

@@ -182,6 +182,34 @@ fn a_worker_that_dies_costs_exactly_its_map_outputs() {
 }
 
 #[test]
+fn a_worker_that_dies_in_the_map_stage() {
+    let mut lab = Lab::start(3, 1);
+    let expected = lab.expected();
+    let child = lab.submit(&hold_in_map(&lab.signals), &["--num-executors", "2"]);
+    let held = *lab.held(1).first().unwrap();
+    let executor = lab.cluster.engines("executor").into_iter().find(|e| e.pid == held).unwrap();
+    let worker = (0..3).find(|&w| executor.cwd.starts_with(lab.cluster.worker_dir(w))).unwrap();
+    lab.cluster.workers[worker].kill();
+    lab.go();
+    assert_eq!(lab.finish(child).stdout, expected);
+    assert!(map_tasks_again(&lab.status()) > 0);
+}
+
+/// Nothing ever lets the first attempt go on: only a copy can end the query.
+#[test]
+fn a_task_that_stands_still_gets_a_copy_elsewhere() {
+    let lab = Lab::start(2, 1);
+    let expected = lab.expected();
+    let sql = hold_in_map(&lab.signals).replace("test_hold", "test_hold_once");
+    assert_eq!(lab.finish(lab.submit(&sql, &[])).stdout, expected);
+    assert_eq!(held(&lab.signals).len(), 1);
+    let status = lab.status();
+    assert_eq!(map_tasks_again(&status), 0, "{status:#}");
+    let map = map_stage(&status);
+    assert_eq!(map["attempts"].as_u64(), map["task_count"].as_u64().map(|n| n + 1), "{status:#}");
+}
+
+#[test]
 fn every_executor_at_once_three_times() {
     let lab = Lab::start(2, 1);
     let expected = lab.expected();
