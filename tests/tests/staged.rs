@@ -359,6 +359,37 @@ fn explain_says_the_mode_and_analyze_measures_each_stage() {
     assert!(explained.contains("mode: pipelined (auto: "), "{explained}");
 }
 
+/// Compressed files cannot be cut, and three of them are not even over two tasks of two partitions.
+#[test]
+fn files_that_cannot_be_cut_are_read_whole() {
+    let lab = Lab::start(2, 1);
+    let dir = lab.cluster.dir().join("compressed");
+    std::fs::create_dir(&dir).unwrap();
+    let copies: String = (0..3)
+        .map(|n| {
+            format!(
+                "COPY (SELECT l_orderkey AS k, l_comment AS c FROM lineitem WHERE l_linenumber = {n} + 1)
+                   TO '{}/{n}.csv.gz' STORED AS CSV OPTIONS ('format.compression' 'gzip');\n",
+                dir.display()
+            )
+        })
+        .collect();
+    let sql = format!(
+        "{copies}
+         CREATE EXTERNAL TABLE compressed STORED AS CSV LOCATION '{}/' OPTIONS ('format.compression' 'gzip', 'format.has_header' 'true');
+         SELECT count(*) AS n, sum(k) AS k, min(c) AS c FROM compressed;
+         SELECT count(*) AS n, sum(l_orderkey) AS k, min(l_comment) AS c FROM lineitem WHERE l_linenumber <= 3;",
+        dir.display()
+    );
+    for mode in ["staged", "pipelined"] {
+        let mode = format!("firesteel.execution.mode={mode}");
+        let run =
+            lab.finish(lab.submit(&sql, &["--conf", &mode, "--conf", "firesteel.scan.bytesPerPartition=2k"]));
+        let (read, expected) = run.stdout.split_once("\n\n").unwrap();
+        assert_eq!(read.trim(), expected.trim());
+    }
+}
+
 /// Thousands of tasks over few slots, each with outputs for many readers: no more open files or connections than a few.
 #[test]
 fn ten_thousand_tasks_run_within_bounds() {

@@ -12,6 +12,7 @@ use crate::settings::{Compression, MIN_TARGET_PARTITIONS, Mode, Settings};
 use crate::shuffle::{OutputReader, ShuffleError, find_shuffle_error};
 use crate::sql::plan::{keep_work_off_the_driver, stages};
 use crate::sql::run::{Backend, Output, RunError, friendly, show_plan};
+use crate::sql::scan;
 use crate::sql::write::{self, Staged};
 use crate::transport::ApplicationChannels;
 use arrow::array::RecordBatch;
@@ -152,6 +153,7 @@ impl ClusterBackend {
                     None => route(&region, &event),
                 }
             })
+            .with_distributed_scale_up_leaf_node_handler(scan::spread)
             .with_distributed_metrics_collection(false)?
             .with_distributed_file_scan_config_bytes_per_partition(
                 self.settings.scan_bytes_per_partition.unwrap_or(PIPELINED_SCAN_BYTES),

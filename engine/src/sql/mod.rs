@@ -3,5 +3,6 @@
 pub mod paths;
 pub mod plan;
 pub mod run;
+pub mod scan;
 pub mod script;
 pub mod write;
