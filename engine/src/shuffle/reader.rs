@@ -2,8 +2,8 @@
 //! otherwise, or from the task's own description.
 //!
 //! No file and no call stays open while nobody reads: a task may read from ten thousand outputs at once, and a merge needs a
-//! batch of each of them before it takes the second of any. So the open ones are bounded by a gate, and a reader that has
-//! its bytes has left the gate again.
+//! batch of each of them before it takes the second of any. So the open ones are bounded by a gate. Each read passes it in a
+//! task of its own: a stream that nobody polls for a while (the other side of a join goes first) must not keep a place in it.
 //!
 //! Files are read, not mapped: an error of the disk under a mapping kills the process, here it is an error of one task.
 
@@ -13,6 +13,7 @@ use crate::transport::ApplicationChannels;
 use arrow::array::RecordBatch;
 use arrow::buffer::Buffer;
 use bytes::Bytes;
+use datafusion::common::runtime::SpawnedTask;
 use datafusion::error::{DataFusionError, Result};
 use firesteel_common::ApplicationId;
 use firesteel_common::shuffle::{OUTPUT_SUFFIX, OutputId, OutputIndex, TRAILER_BYTES};
@@ -166,17 +167,19 @@ impl Reading {
         let (path, ranges_now) = (path.clone(), ranges.take());
         let (partition, chunk) = (self.partition, self.chunk);
         let gate = Arc::clone(&self.reader.gate);
-        let _permit = gate.acquire().await;
-        let read = tokio::task::spawn_blocking(move || read_file(&path, ranges_now, partition, chunk)).await;
-        match read {
-            Ok(Ok((bytes, left))) => {
+        let read = SpawnedTask::spawn(async move {
+            let _permit = gate.acquire_owned().await;
+            tokio::task::spawn_blocking(move || read_file(&path, ranges_now, partition, chunk)).await
+        });
+        match read.await {
+            Ok(Ok(Ok((bytes, left)))) => {
                 if let Pieces::File { ranges, .. } = &mut self.bytes {
                     *ranges = Some(left);
                 }
                 Ok((!bytes.is_empty()).then(|| Buffer::from(bytes)))
             }
-            Ok(Err(reason)) => Err(self.lost(reason)),
-            Err(stopped) => Err(self.lost(stopped)),
+            Ok(Ok(Err(reason))) => Err(self.lost(reason)),
+            Ok(Err(stopped)) | Err(stopped) => Err(self.lost(stopped)),
         }
     }
 
@@ -189,44 +192,6 @@ impl Reading {
         if address.is_empty() {
             return Err(self.lost("its worker is gone"));
         }
-        let gate = Arc::clone(&self.reader.gate);
-        let _permit = gate.acquire().await;
-        let mut pauses = REMOTE_PAUSES.iter();
-        loop {
-            match self.fetch(&address, offset).await {
-                Ok((bytes, all)) => {
-                    if bytes.is_empty() && offset < all {
-                        return Err(self.lost(format!("{address} sent nothing at {offset} of {all}")));
-                    }
-                    let next = offset + bytes.len() as u64;
-                    self.bytes = Pieces::Remote { address, offset: next, total: Some(all) };
-                    return Ok((!bytes.is_empty()).then(|| Buffer::from(bytes)));
-                }
-                // Answers that will not change.
-                Err(status)
-                    if matches!(status.code(), Code::NotFound | Code::DataLoss | Code::InvalidArgument) =>
-                {
-                    return Err(self.lost(format!("{address}: {}", status.message())));
-                }
-                Err(status) => {
-                    self.reader.channels.forget(&address);
-                    match pauses.next() {
-                        Some(pause) => tokio::time::sleep(*pause).await,
-                        None => return Err(self.lost(format!("{address}: {}", status.message()))),
-                    }
-                }
-            }
-        }
-    }
-
-    /// One chunk and the partition's whole length.
-    async fn fetch(&self, address: &str, offset: u64) -> Result<(Vec<u8>, u64), tonic::Status> {
-        let channel = self
-            .reader
-            .channels
-            .channel(address)
-            .await
-            .map_err(|e| tonic::Status::unavailable(reason(&e)))?;
         let request = v1::FetchRequest {
             application_id: self.reader.application.to_string(),
             output: self.output.to_string(),
@@ -234,17 +199,66 @@ impl Reading {
             offset,
             max_bytes: self.chunk as u64,
         };
-        let mut answers = ShuffleClient::new(channel).fetch(request).await?.into_inner();
-        let (mut bytes, mut total) = (Vec::new(), 0);
-        while let Some(part) = answers.message().await? {
-            total = part.partition_bytes;
-            match bytes.is_empty() {
-                true => bytes = part.bytes,
-                false => bytes.extend_from_slice(&part.bytes),
+        let (gate, channels, from) =
+            (Arc::clone(&self.reader.gate), self.reader.channels.clone(), address.clone());
+        let fetched = SpawnedTask::spawn(async move {
+            let _permit = gate.acquire_owned().await;
+            fetch_patiently(&channels, &from, &request).await
+        });
+        match fetched.await {
+            Ok(Ok((bytes, all))) if bytes.is_empty() && offset < all => {
+                Err(self.lost(format!("{address} sent nothing at {offset} of {all}")))
             }
+            Ok(Ok((bytes, all))) => {
+                let next = offset + bytes.len() as u64;
+                self.bytes = Pieces::Remote { address, offset: next, total: Some(all) };
+                Ok((!bytes.is_empty()).then(|| Buffer::from(bytes)))
+            }
+            Ok(Err(status)) => Err(self.lost(format!("{address}: {}", status.message()))),
+            Err(stopped) => Err(self.lost(stopped)),
         }
-        Ok((bytes, total))
     }
+}
+
+/// One chunk and the partition's whole length; asks again unless the answer will not change.
+async fn fetch_patiently(
+    channels: &ApplicationChannels,
+    address: &str,
+    request: &v1::FetchRequest,
+) -> Result<(Vec<u8>, u64), tonic::Status> {
+    let mut pauses = REMOTE_PAUSES.iter();
+    loop {
+        let status = match fetch(channels, address, request.clone()).await {
+            Err(status) => status,
+            fetched => return fetched,
+        };
+        let for_good = matches!(status.code(), Code::NotFound | Code::DataLoss | Code::InvalidArgument);
+        match pauses.next() {
+            Some(pause) if !for_good => {
+                channels.forget(address);
+                tokio::time::sleep(*pause).await;
+            }
+            _ => return Err(status),
+        }
+    }
+}
+
+async fn fetch(
+    channels: &ApplicationChannels,
+    address: &str,
+    request: v1::FetchRequest,
+) -> Result<(Vec<u8>, u64), tonic::Status> {
+    let channel = channels.channel(address).await.map_err(|e| tonic::Status::unavailable(reason(&e)))?;
+    let mut answers = ShuffleClient::new(channel).fetch(request).await?.into_inner();
+    let (mut bytes, mut total) = (Vec::new(), 0);
+    while let Some(part) = answers.message().await? {
+        total = part.partition_bytes;
+        match bytes.is_empty() {
+            true => bytes = part.bytes,
+            false => bytes.extend_from_slice(&part.bytes),
+        }
+    }
+    Ok((bytes, total))
 }
 
 fn reason(error: &DataFusionError) -> String {
