@@ -14,8 +14,9 @@ use std::process::Command;
 /// The values of `firesteel.execution.mode`.
 pub const MODES: [&str; 3] = ["pipelined", "staged", "auto"];
 
-/// So that tables as small as the tests' are scanned by several tasks.
-pub const SPREAD: &str = "firesteel.scan.bytesPerPartition=32k";
+/// So that tables as small as the tests' are scanned by several tasks, and more than there are slots, but not by hundreds.
+pub const SPREAD: [&str; 4] =
+    ["--conf", "firesteel.scan.bytesPerPartition=32k", "--conf", "firesteel.staged.maxTasks=5"];
 
 /// A query's result, or the error that it ended with.
 pub type Outcome = Result<Table, String>;

@@ -55,6 +55,17 @@ impl Lab {
         Started::of(self.cluster.submit(STAGED.iter().chain(more)).arg(&script))
     }
 
+    /// A table of numbered rows, in one file that can be cut into very many pieces.
+    fn many(&self, rows: u64) -> String {
+        let file = self.cluster.dir().join("many.csv");
+        let lines: String = (0..rows).map(|n| format!("{},{n:06}\n", n % 7)).collect();
+        std::fs::write(&file, format!("k,v\n{lines}")).unwrap();
+        format!(
+            "CREATE EXTERNAL TABLE many STORED AS CSV LOCATION '{}' OPTIONS ('format.has_header' 'true');\n",
+            file.display()
+        )
+    }
+
     /// The right rows, from the same cluster without any fault.
     fn expected(&self) -> String {
         let script = self.cluster.script("expected.sql", &format!("{}{EXPECTED}\n", self.tables()));
@@ -390,18 +401,37 @@ fn files_that_cannot_be_cut_are_read_whole() {
     }
 }
 
+/// More inputs than may be read at once on both sides of a join, of which one waits for the other.
+#[test]
+fn a_join_of_many_inputs_does_not_wait_for_itself() {
+    let lab = Lab::start(2, 1);
+    let sql = format!(
+        "{} SELECT count(*) AS n, sum(a.k) AS s FROM many a JOIN many b ON a.v = b.v;",
+        lab.many(60_000)
+    );
+    let more = [
+        "--conf",
+        "firesteel.scan.bytesPerPartition=2k",
+        "--conf",
+        "firesteel.staged.maxShuffleTasks=4",
+        "--conf",
+        "datafusion.optimizer.hash_join_single_partition_threshold=0",
+        "--conf",
+        "datafusion.optimizer.hash_join_single_partition_threshold_rows=0",
+    ];
+    let run = lab.finish(lab.submit(&sql, &more));
+    let sum: u64 = (0..60_000).map(|n| n % 7).sum();
+    assert_eq!(run.stdout.lines().last(), Some(format!("60000,{sum}").as_str()));
+    let tasks = stages(&lab.status()).filter_map(|s| s["task_count"].as_u64()).max();
+    assert!(tasks > Some(100), "{tasks:?}");
+}
+
 /// Thousands of tasks over few slots, each with outputs for many readers: no more open files or connections than a few.
 #[test]
 fn ten_thousand_tasks_run_within_bounds() {
     let lab = Lab::start(2, 1);
-    let file = lab.cluster.dir().join("many.csv");
-    let lines: String = (0..60_000).map(|n| format!("{},{n:06}\n", n % 7)).collect();
-    std::fs::write(&file, format!("k,v\n{lines}")).unwrap();
-    let sql = format!(
-        "CREATE EXTERNAL TABLE many STORED AS CSV LOCATION '{}' OPTIONS ('format.has_header' 'true');
-         SELECT k, count(*) AS n, sum(v) AS s FROM many GROUP BY k ORDER BY k;",
-        file.display()
-    );
+    let sql =
+        format!("{} SELECT k, count(*) AS n, sum(v) AS s FROM many GROUP BY k ORDER BY k;", lab.many(60_000));
     let run = lab.submit(
         &sql,
         &[

@@ -11,7 +11,8 @@ fn equal_on(executors: &str) {
     let cluster = Cluster::start(3, 1);
     for mode in MODES {
         let mode = format!("firesteel.execution.mode={mode}");
-        MATRIX.assert_equal(&cluster, &["--num-executors", executors, "--conf", &mode, "--conf", SPREAD]);
+        let flags = ["--num-executors", executors, "--conf", &mode];
+        MATRIX.assert_equal(&cluster, &[&flags, &SPREAD[..]].concat());
     }
     cluster.assert_clean();
 }

@@ -12,9 +12,8 @@ fn equal(deploy_mode: &str, executors: &str, cores: u32, more: &[&str]) {
     let cluster = Cluster::start(3, cores);
     for mode in MODES {
         let mode = format!("firesteel.execution.mode={mode}");
-        let flags =
-            ["--deploy-mode", deploy_mode, "--num-executors", executors, "--conf", &mode, "--conf", SPREAD];
-        MATRIX.assert_equal(&cluster, &[&flags, more].concat());
+        let flags = ["--deploy-mode", deploy_mode, "--num-executors", executors, "--conf", &mode];
+        MATRIX.assert_equal(&cluster, &[&flags, &SPREAD[..], more].concat());
     }
     cluster.assert_clean();
 }
