@@ -53,11 +53,14 @@ enum Command {
         #[arg(long)]
         timings: bool,
     },
-    /// Writes TPC-H tables as Parquet files.
+    /// Writes TPC-H or TPC-DS tables as Parquet files.
     SampleData {
         /// Directory to write to; gets one directory per table.
         dir: PathBuf,
-        /// TPC-H scale factor: 1 is about 1 GB of raw data.
+        /// Whose tables.
+        #[arg(long, value_enum, default_value_t = sample_data::Benchmark::Tpch)]
+        benchmark: sample_data::Benchmark,
+        /// Scale factor: 1 is about 1 GB of raw data.
         #[arg(long, default_value_t = 0.1)]
         scale: f64,
         /// Files per large table.
@@ -117,8 +120,8 @@ fn run(command: Command) -> Result<u8, Box<dyn std::error::Error>> {
             }
             Ok(0)
         }
-        Command::SampleData { dir, scale, parts } => {
-            sample_data::write(&dir, scale, parts)?;
+        Command::SampleData { dir, benchmark, scale, parts } => {
+            sample_data::write(benchmark, &dir, scale, parts)?;
             println!("{}", dir.display());
             Ok(0)
         }

@@ -54,7 +54,7 @@ impl WorkerSessionBuilder for TaskSessions {
 /// Serves tasks until the process is told to stop. `ready` gets `HOST:PORT\n` once the port answers.
 pub async fn run(launch: ExecutorLaunch, ready: Option<File>) -> Result<(), ExecutorError> {
     let settings = Settings::parse(&launch.conf)?;
-    let memory = launch.memory_mib.saturating_mul(1 << 20);
+    let memory = session::operator_bytes(&settings, launch.memory_mib);
     let runtime = session::runtime(&settings, Some(memory), &launch.scratch_dir)?;
     let channels = ApplicationChannels::new(&launch.token)?;
     let tasks = TaskService::new(TaskRunner::new(&launch, &settings, runtime.clone(), channels.clone())?);

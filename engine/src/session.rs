@@ -3,6 +3,7 @@
 use crate::settings::Settings;
 use crate::store::Stores;
 use crate::test_functions;
+use datafusion::config::ConfigOptions;
 use datafusion::error::Result;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::memory_pool::{FairSpillPool, MemoryPool, UnboundedMemoryPool};
@@ -11,11 +12,15 @@ use datafusion::prelude::SessionConfig;
 use std::path::Path;
 use std::sync::Arc;
 
-/// A runtime whose operators share `memory_bytes` fairly and spill under `scratch`; `None` leaves memory unbounded
+/// Sorts that a task has at once, several joins deep, two sides each, some partitions.
+const SORTS_PER_SLOT: usize = 64;
+const SORT_RESERVATION_MIN: u64 = 64 << 10;
+
+/// A runtime whose operators share `memory_bytes` ([`operator_bytes`]) fairly and spill under `scratch`; `None` leaves memory unbounded
 /// (planning in a driver).
 pub fn runtime(settings: &Settings, memory_bytes: Option<u64>, scratch: &Path) -> Result<Arc<RuntimeEnv>> {
     let pool: Arc<dyn MemoryPool> = match memory_bytes {
-        Some(bytes) => Arc::new(FairSpillPool::new((bytes as f64 * settings.memory_fraction) as usize)),
+        Some(bytes) => Arc::new(FairSpillPool::new(bytes as usize)),
         None => Arc::new(UnboundedMemoryPool::default()),
     };
     RuntimeEnvBuilder::new()
@@ -23,6 +28,19 @@ pub fn runtime(settings: &Settings, memory_bytes: Option<u64>, scratch: &Path) -
         .with_temp_file_path(scratch)
         .with_object_store_registry(Arc::new(Stores::new(settings.store_options.clone())))
         .build_arc()
+}
+
+/// What the operators of an executor may use.
+pub fn operator_bytes(settings: &Settings, memory_mib: u64) -> u64 {
+    (memory_mib.saturating_mul(1 << 20) as f64 * settings.memory_fraction) as u64
+}
+
+/// Options that depend on the memory at hand: what every sort sets aside for merging its spills must not be all there is.
+pub fn fit_to_memory(options: &mut ConfigOptions, memory_bytes: u64, slots: usize) {
+    let sorts = (slots.max(1) * SORTS_PER_SLOT) as u64;
+    let share = (memory_bytes / sorts).max(SORT_RESERVATION_MIN) as usize;
+    let reserved = &mut options.execution.sort_spill_reservation_bytes;
+    *reserved = (*reserved).min(share);
 }
 
 /// The functions that drivers and executors know beyond DataFusion's own.

@@ -39,6 +39,8 @@ pub struct Settings {
     pub task_bytes: usize,
     /// The most tasks that a stage is cut into.
     pub stage_tasks_max: usize,
+    /// The most tasks of a stage that reads a shuffle: each of them reads from every task before it.
+    pub shuffle_tasks_max: usize,
     /// Map outputs up to so many bytes travel in messages instead of files.
     pub inline_bytes_max: u64,
     /// How often a task may fail before its query does.
@@ -101,6 +103,7 @@ const KEYS: &[(&str, &str)] = &[
     ),
     ("firesteel.shuffle.compression", "auto, none, lz4 or zstd (default auto)"),
     ("firesteel.staged.bytesPerTask", "bytes of files that a task of a staged query scans (default 128m)"),
+    ("firesteel.staged.maxShuffleTasks", "the most tasks of a stage that reads a shuffle (default 256)"),
     ("firesteel.staged.maxTasks", "the most tasks that a stage is cut into (default 1000)"),
     (
         "firesteel.speculation",
@@ -121,6 +124,7 @@ impl Default for Settings {
             mode: Mode::Auto,
             task_bytes: 128 << 20,
             stage_tasks_max: 1000,
+            shuffle_tasks_max: 256,
             inline_bytes_max: 32 << 10,
             task_attempts_max: 4,
             speculation: true,
@@ -183,6 +187,12 @@ impl Settings {
             }
             "firesteel.staged.bytesPerTask" => {
                 self.task_bytes = bytes(value).ok_or_else(|| bad("a size like 64k or 128m"))?;
+            }
+            "firesteel.staged.maxShuffleTasks" => {
+                self.shuffle_tasks_max = match value.parse() {
+                    Ok(tasks @ 1..=100_000) => tasks,
+                    _ => return Err(bad("a whole number from 1 to 100000")),
+                };
             }
             "firesteel.staged.maxTasks" => {
                 self.stage_tasks_max = match value.parse() {

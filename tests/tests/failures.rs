@@ -3,7 +3,7 @@
 use firesteel_tests::cluster::{Cluster, Run, Started, binary};
 use firesteel_tests::procs::{self, wait_for};
 use firesteel_tests::status::{items, only_application, status, tasks};
-use firesteel_tests::tpch;
+use firesteel_tests::suite::TPCH;
 use rustix::process::Signal;
 use std::io::Read;
 use std::path::PathBuf;
@@ -14,12 +14,12 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// A query that runs until it is stopped: a cross join that no machine finishes, counted so that no row comes out.
 fn endless(cluster: &Cluster) -> PathBuf {
-    let data = tpch::data(&binary("firesteel-engine"), 0.01);
+    let data = TPCH.data(0.01);
     let sql = format!(
         "{}SELECT sum(a.l_orderkey % 7 + b.l_partkey % 5 + c.l_suppkey % 3)
            FROM lineitem a JOIN lineitem b ON a.l_linenumber = b.l_linenumber
            JOIN lineitem c ON b.l_linenumber = c.l_linenumber;\n",
-        tpch::tables(&data)
+        TPCH.tables(&data)
     );
     cluster.script("endless.sql", &sql)
 }
@@ -67,18 +67,18 @@ fn an_executor_killed_mid_query_is_replaced_and_the_query_ends_right() {
 #[test]
 fn a_query_survives_an_executor_and_returns_the_right_rows() {
     let cluster = Cluster::start(2, 2);
-    let data = tpch::data(&binary("firesteel-engine"), 0.01);
+    let data = TPCH.data(0.01);
     // Long enough to be hit: a self join with some millions of pairs.
     let sql = format!(
         "{}SELECT count(*) AS n, sum(a.l_quantity) AS q FROM lineitem a JOIN lineitem b
            ON a.l_suppkey = b.l_suppkey AND a.l_linenumber = b.l_linenumber AND a.l_shipmode = b.l_shipmode;\n",
-        tpch::tables(&data)
+        TPCH.tables(&data)
     );
     let script = cluster.script("join.sql", &sql);
     let expected = cluster.csv("cluster", &script, &[]);
     let repeated = format!(
         "{}{}",
-        tpch::tables(&data),
+        TPCH.tables(&data),
         "SELECT count(*) AS n, sum(a.l_quantity) AS q FROM lineitem a JOIN lineitem b
            ON a.l_suppkey = b.l_suppkey AND a.l_linenumber = b.l_linenumber AND a.l_shipmode = b.l_shipmode;\n"
             .repeat(150)
@@ -336,8 +336,8 @@ fn two_masters_on_one_directory_and_a_duplicate_worker_are_refused() {
 #[test]
 fn a_reader_that_goes_away_is_no_error_to_shout_about() {
     let cluster = Cluster::start(1, 2);
-    let data = tpch::data(&binary("firesteel-engine"), 0.01);
-    let script = cluster.script("all.sql", &format!("{}SELECT * FROM lineitem", tpch::tables(&data)));
+    let data = TPCH.data(0.01);
+    let script = cluster.script("all.sql", &format!("{}SELECT * FROM lineitem", TPCH.tables(&data)));
     for mode in ["client", "cluster"] {
         let mut child = Started::of(cluster.submit(["--deploy-mode", mode, "-o", "csv"]).arg(&script));
         let mut first = [0; 10];

@@ -8,7 +8,7 @@ use firesteel_tests::cluster::{Cluster, Run, Started, binary};
 use firesteel_tests::history::{self, Answer, Event, Operation, State};
 use firesteel_tests::netns::Lab;
 use firesteel_tests::procs::{self, wait_for};
-use firesteel_tests::tpch;
+use firesteel_tests::suite::TPCH;
 use rustix::process::Signal;
 use std::net::TcpListener;
 use std::process::{Command, Stdio};
@@ -136,12 +136,12 @@ fn three_founders_make_one_cluster_in_any_order_and_survive_a_restart_of_all() {
 #[test]
 fn a_query_that_spans_two_leader_kills_ends_right_and_without_a_restart() {
     let mut cluster = Cluster::start_replicated(3, 2, 2);
-    let data = tpch::data(&binary("firesteel-engine"), 0.01);
+    let data = TPCH.data(0.01);
     let join = "SELECT count(*) AS n, sum(a.l_quantity) AS q FROM lineitem a JOIN lineitem b
            ON a.l_suppkey = b.l_suppkey AND a.l_linenumber = b.l_linenumber AND a.l_shipmode = b.l_shipmode;\n";
-    let once = cluster.script("once.sql", &format!("{}{join}", tpch::tables(&data)));
+    let once = cluster.script("once.sql", &format!("{}{join}", TPCH.tables(&data)));
     let expected = cluster.csv("cluster", &once, &[]);
-    let script = cluster.script("many.sql", &format!("{}{}", tpch::tables(&data), join.repeat(150)));
+    let script = cluster.script("many.sql", &format!("{}{}", TPCH.tables(&data), join.repeat(150)));
     for mode in ["cluster", "client"] {
         let flags = ["--deploy-mode", mode, "--name", mode, "-o", "csv"];
         let child = Started::of(cluster.submit(flags).arg(&script));
@@ -671,12 +671,12 @@ fn spec(name: &str) -> v1::ApplicationSpec {
 #[test]
 fn a_supervised_driver_is_started_again_and_never_twice_at_once() {
     let cluster = Cluster::start_replicated(1, 2, 2);
-    let data = tpch::data(&binary("firesteel-engine"), 0.01);
+    let data = TPCH.data(0.01);
     let sql = format!(
         "{}SELECT sum(a.l_orderkey % 7 + b.l_partkey % 5 + c.l_suppkey % 3)
            FROM lineitem a JOIN lineitem b ON a.l_linenumber = b.l_linenumber
            JOIN lineitem c ON b.l_linenumber = c.l_linenumber;\n",
-        tpch::tables(&data)
+        TPCH.tables(&data)
     );
     let script = cluster.script("endless.sql", &sql);
     let flags = ["--deploy-mode", "cluster", "--detach", "--supervise", "-q"].map(std::ffi::OsStr::new);

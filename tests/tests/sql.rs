@@ -1,6 +1,7 @@
 //! What an SQL script may hold, and what its user sees.
 
-use firesteel_tests::cluster::{Cluster, Run, binary};
+use firesteel_tests::cluster::{Cluster, Run};
+use firesteel_tests::suite::TPCH;
 use std::ffi::OsString;
 use std::path::Path;
 
@@ -143,11 +144,8 @@ fn settings_are_checked_before_anything_runs() {
 #[test]
 fn results_larger_than_the_buffer_stream_through() {
     let cluster = Cluster::start(2, 1);
-    let data = firesteel_tests::tpch::data(&binary("firesteel-engine"), 0.01);
-    let sql = format!(
-        "{}SELECT l_orderkey, l_linenumber, l_comment FROM lineitem",
-        firesteel_tests::tpch::tables(&data)
-    );
+    let data = TPCH.data(0.01);
+    let sql = format!("{}SELECT l_orderkey, l_linenumber, l_comment FROM lineitem", TPCH.tables(&data));
     let script = cluster.script("large.sql", &sql);
     for mode in ["client", "cluster"] {
         let run = submit(

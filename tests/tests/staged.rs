@@ -6,7 +6,7 @@
 use firesteel_tests::cluster::{Cluster, Run, Started, binary};
 use firesteel_tests::procs::{self, wait_for};
 use firesteel_tests::status::{items, only_application, stages, status};
-use firesteel_tests::tpch;
+use firesteel_tests::suite::TPCH;
 use rustix::process::Signal;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -47,7 +47,7 @@ impl Lab {
     }
 
     fn tables(&self) -> String {
-        tpch::tables(&tpch::data(&binary("firesteel-engine"), 0.01))
+        TPCH.tables(&TPCH.data(0.01))
     }
 
     fn submit(&self, sql: &str, more: &[&str]) -> Started {
@@ -107,8 +107,8 @@ fn hold_in_map(signals: &Path) -> String {
 /// A query whose reduce tasks stand still at one group each: the map stage is complete then.
 fn hold_in_reduce(signals: &Path) -> String {
     format!(
-        "SELECT k, n, q FROM (SELECT l_linenumber AS k, count(*) AS n, sum(l_quantity) AS q FROM lineitem GROUP BY k)
-         WHERE test_hold(k, 3, '{}') > 0 ORDER BY k;",
+        "SELECT test_hold(k, 3, '{}') AS k, n, q FROM
+           (SELECT l_linenumber AS k, count(*) AS n, sum(l_quantity) AS q FROM lineitem GROUP BY k) ORDER BY k;",
         signals.display()
     )
 }
@@ -162,7 +162,13 @@ fn a_worker_that_dies_costs_exactly_its_map_outputs() {
     let held = lab.held(1);
     // The worker whose executor does not stand still.
     let other = lab.cluster.engines("executor").into_iter().find(|e| !held.contains(&e.pid)).unwrap();
-    let before = lab.status();
+    let before = wait_for("the map stage's end to be told", LIMIT, || {
+        let status = lab.status();
+        let done = stages(&status)
+            .min_by_key(|stage| stage["id"].as_u64())
+            .is_some_and(|stage| items(stage, "tasks").all(|task| task["state"] == "SUCCEEDED"));
+        if done { Ok(status) } else { Err(status.to_string()) }
+    });
     let number = other.command.rsplit('-').next().and_then(|n| n.parse::<u32>().ok()).unwrap();
     let lost = items(map_stage(&before), "tasks").filter(|task| task["executor"] == number).count() as u64;
     let worker = (0..3).find(|&w| other.cwd.starts_with(lab.cluster.worker_dir(w))).unwrap();
@@ -258,4 +264,116 @@ fn a_directory_is_written_once_however_often_its_task_runs() {
         .filter(|e| e.file_name().to_string_lossy().starts_with(".out"))
         .collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+/// Operators of both executors together may use about 52 MiB; the join's sides and what is sorted are several times that.
+#[test]
+fn a_working_set_of_four_times_the_memory_finishes_staged_and_auto() {
+    let cluster = Cluster::start_with(2, 1, "2g");
+    let engine = binary("firesteel-engine");
+    let sql = format!(
+        "{}SELECT count(*) AS n, sum(a.l_quantity) AS q, min(b.l_comment) AS c, max(b.l_shipinstruct) AS i
+             FROM lineitem a JOIN lineitem b ON a.l_orderkey = b.l_orderkey AND a.l_linenumber = b.l_linenumber
+             WHERE a.l_comment <= b.l_comment;
+           SELECT sum(r % 1000 * l_linenumber) AS s FROM
+             (SELECT row_number() OVER (ORDER BY l_comment, l_orderkey, l_linenumber) AS r, * FROM lineitem)
+             WHERE l_shipinstruct <> l_comment;\n",
+        TPCH.tables(&TPCH.data(0.1))
+    );
+    let script = cluster.script("large.sql", &sql);
+    let expected =
+        std::process::Command::new(&engine).args(["local", "-o", "csv"]).arg(&script).output().unwrap();
+    let expected = String::from_utf8(expected.stdout).unwrap();
+    for mode in ["staged", "auto"] {
+        let mode_setting = format!("firesteel.execution.mode={mode}");
+        let rows = cluster.csv(
+            "cluster",
+            &script,
+            &[
+                "--executor-memory",
+                "256m",
+                "--conf",
+                "firesteel.executor.memoryFraction=0.1",
+                "--conf",
+                "firesteel.scan.bytesPerPartition=2m",
+                "--conf",
+                &mode_setting,
+                "--name",
+                mode,
+            ],
+        );
+        assert_eq!(rows, expected, "{mode}");
+        let run = cluster.run(["list", "-o", "json"]);
+        let list: Value = serde_json::from_str(&run.stdout).unwrap();
+        let ours = list.as_array().into_iter().flatten().find(|app| app["name"] == mode).unwrap();
+        let status = status(&cluster, ours["id"].as_str().unwrap());
+        let spilled: u64 = stages(&status).filter_map(|stage| stage["spilled_bytes"].as_u64()).sum();
+        assert!(spilled > 0, "{status:#}");
+        assert!(
+            items(&status, "jobs").all(|job| job["mode"].as_str().is_none_or(|m| m.starts_with("staged")))
+        );
+    }
+}
+
+#[test]
+fn explain_says_the_mode_and_analyze_measures_each_stage() {
+    let lab = Lab::start(2, 1);
+    let explained = lab.finish(lab.submit(&format!("EXPLAIN {EXPECTED}"), &[])).stdout;
+    assert!(explained.contains("mode: staged (firesteel.execution.mode says so)"), "{explained}");
+    let measured =
+        lab.finish(lab.submit(&format!("EXPLAIN ANALYZE {EXPECTED}"), &["--name", "measured"])).stdout;
+    assert!(measured.contains("Stage 1") && measured.contains("output_rows="), "{measured}");
+    let child = lab.submit(
+        &format!("EXPLAIN {EXPECTED}"),
+        &["--name", "auto", "--conf", "firesteel.execution.mode=auto"],
+    );
+    let explained = lab.finish(child).stdout;
+    assert!(explained.contains("mode: pipelined (auto: "), "{explained}");
+}
+
+/// Thousands of tasks over few slots, each with outputs for many readers: no more open files or connections than a few.
+#[test]
+fn ten_thousand_tasks_run_within_bounds() {
+    let lab = Lab::start(2, 1);
+    let file = lab.cluster.dir().join("many.csv");
+    let lines: String = (0..60_000).map(|n| format!("{},{n:06}\n", n % 7)).collect();
+    std::fs::write(&file, format!("k,v\n{lines}")).unwrap();
+    let sql = format!(
+        "CREATE EXTERNAL TABLE many STORED AS CSV LOCATION '{}' OPTIONS ('format.has_header' 'true');
+         SELECT k, count(*) AS n, sum(v) AS s FROM many GROUP BY k ORDER BY k;",
+        file.display()
+    );
+    let run = lab.submit(
+        &sql,
+        &[
+            "--conf",
+            "firesteel.scan.bytesPerPartition=27",
+            "--conf",
+            "firesteel.staged.maxTasks=10000",
+            "--conf",
+            "firesteel.staged.maxShuffleTasks=4",
+        ],
+    );
+    let files = || {
+        let count = |pid: i32| std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+        lab.cluster.engines("executor").iter().map(|p| count(p.pid)).max().unwrap_or(0)
+    };
+    let mut most = 0;
+    let mut run = run;
+    while run.ended().is_none() {
+        most = most.max(files());
+        std::thread::yield_now();
+    }
+    let run = lab.finish(run);
+    let rows: Vec<String> = (0..7)
+        .map(|k| {
+            let values = (0..60_000u64).filter(|n| n % 7 == k);
+            format!("{k},{},{}", values.clone().count(), values.sum::<u64>())
+        })
+        .collect();
+    assert_eq!(run.stdout.lines().skip(1).collect::<Vec<_>>(), rows);
+    assert!(most < 300, "{most} open files");
+    let status = lab.status();
+    let tasks = stages(&status).filter_map(|s| s["task_count"].as_u64()).max();
+    assert_eq!(tasks, Some(10_000));
 }

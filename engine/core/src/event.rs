@@ -22,7 +22,8 @@ pub enum Event {
         task: TaskId,
         all: bool,
     },
-    /// An executor takes tasks. Said again of one that is up, it changes its slots; one without slots gets nothing new.
+    /// An executor takes tasks. Said again of one that is up, it changes its slots and ends any suspicion; one without slots
+    /// gets nothing new.
     ExecutorUp {
         executor: ExecutorId,
         worker: WorkerKey,
@@ -33,7 +34,8 @@ pub enum Event {
         executor: ExecutorId,
         reason: String,
     },
-    /// Its files are gone, and its executors are as good as lost.
+    /// Its files are gone, and its executors are as good as lost until they are said to be up again. What it wrote before
+    /// stays gone, even if it comes back with it.
     WorkerLost {
         worker: WorkerKey,
         reason: String,

@@ -20,6 +20,33 @@
 //!   because results may still get lost, until the driver sends [`Event::Release`].
 //! - [`Scheduler::handle`] is called with [`Event::Tick`] not much later than [`Scheduler::next_wakeup`].
 //!
+//! ```
+//! use firesteel_engine_core::*;
+//! use std::time::Duration;
+//!
+//! let mut scheduler = Scheduler::new(Policy::default());
+//! let now = Duration::ZERO;
+//! let up = Event::ExecutorUp { executor: ExecutorId(0), worker: "worker-a".into(), slots: 2 };
+//! assert_eq!(scheduler.handle(now, up), []);
+//!
+//! let scan = StageSpec { id: StageId(0), tasks: 1, inputs: vec![], repeatable: true };
+//! let job = JobSpec { id: JobId(1), pool: "default".into(), stages: vec![scan], results: vec![StageId(0)] };
+//! let attempt = TaskId { job: JobId(1), stage: StageId(0), task: 0 }.attempt(0);
+//! let launch = Action::Launch { attempt, executor: ExecutorId(0), hints: Hints::default() };
+//! assert_eq!(scheduler.handle(now, Event::Submit(job)), [launch]);
+//!
+//! let output = Output { place: Place::Worker("worker-a".into()), bytes: 1 << 20, rows: 1000 };
+//! let actions = scheduler.handle(now, Event::Succeeded { attempt, output });
+//! assert_eq!(actions, [
+//!     Action::ResultReady { attempt },
+//!     Action::StageFinished { job: JobId(1), stage: StageId(0) },
+//!     Action::JobFinished { job: JobId(1) },
+//! ]);
+//! // The driver reads the result, and lets go of the job.
+//! scheduler.handle(now, Event::Delivered { task: attempt.task, all: true });
+//! assert_eq!(scheduler.handle(now, Event::Release { job: JobId(1) }), [Action::DiscardJob { job: JobId(1) }]);
+//! ```
+//!
 //! Reports may be late, repeated, out of order or about nothing that exists: they change nothing then, but an output
 //! that nobody will read is answered with [`Action::Discard`].
 

@@ -61,6 +61,8 @@ pub struct TaskProgress {
     /// Whose output counts.
     pub output: Option<(AttemptId, Output)>,
     pub attempts: Vec<AttemptProgress>,
+    /// Why it, or the gang it is part of, had to run again the last time; empty if it had not.
+    pub last_error: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -20,7 +20,7 @@ fn whatever_happens_every_job_ends_and_is_right() {
         println!("{:#?}", world.seen);
         return;
     }
-    let seeds = number("SEEDS").unwrap_or(if cfg!(debug_assertions) { 300 } else { 5_000 });
+    let seeds = number("SEEDS").unwrap_or(if cfg!(debug_assertions) { 200 } else { 2_000 });
     let mut seen = simulation::Seen::default();
     for seed in 0..seeds {
         match catch_unwind(AssertUnwindSafe(|| World::run(seed, false))) {

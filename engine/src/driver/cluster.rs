@@ -19,11 +19,13 @@ use datafusion::error::{DataFusionError, Result as DfResult};
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::{SessionState, SessionStateBuilder, TaskContext};
 use datafusion::logical_expr::LogicalPlan;
-use datafusion::physical_plan::{ExecutionPlan, execute_stream};
+use datafusion::physical_plan::repartition::RepartitionExec;
+use datafusion::physical_plan::{ExecutionPlan, Partitioning, execute_stream};
 use datafusion::prelude::SessionContext;
 use datafusion_distributed::{
-    CompressionType, DistributedExec, DistributedExt, DistributedMetricsFormat, GetWorkerInfoRequest,
-    RouteTasksEvent, SessionStateBuilderExt, WorkerResolver, explain_analyze,
+    CompressionType, DesiredTaskCountEvent, DesiredTaskCountEventResponse, DistributedExec, DistributedExt,
+    DistributedMetricsFormat, GetWorkerInfoRequest, RouteTasksEvent, SessionStateBuilderExt, WorkerResolver,
+    explain_analyze,
 };
 use firesteel_common::ApplicationId;
 use firesteel_engine_core::{JobError, Policy, Speculation};
@@ -373,10 +375,14 @@ impl ClusterBackend {
                 starved = self.starved() => Err(starved),
             };
             let error = match outcome {
-                Ok(()) => return Ok(staged.commit(&state, Some(&run.result_attempts())).await?),
+                Ok(()) => {
+                    let attempts = run.result_attempts();
+                    run.conclude().await;
+                    return Ok(staged.commit(&state, Some(&attempts)).await?);
+                }
                 Err(error) => error,
             };
-            drop(run);
+            run.conclude().await;
             staged.abandon(&state).await;
             let RunError::DataFusion(cause) = &error else { return Err(error) };
             if let Some(failed) = find_job_error(cause) {
@@ -420,6 +426,11 @@ impl ClusterBackend {
         let partition_bytes = self.settings.scan_bytes_per_partition;
         let partition_bytes = partition_bytes.unwrap_or(self.settings.task_bytes / partitions).max(1);
         state.config_mut().set_distributed_file_scan_config_bytes_per_partition(partition_bytes)?;
+        // Readers times producers is what a shuffle costs: more readers than that do not pay.
+        let readers = self.settings.shuffle_tasks_max.max(slots);
+        state.config_mut().set_distributed_desired_task_count_handler(move |event: DesiredTaskCountEvent| {
+            reads_shuffle(event.plan).then(|| Ok(DesiredTaskCountEventResponse::maximum(readers)))
+        });
         let task_bytes = partition_bytes.saturating_mul(partitions) as u64;
         let wanted = mode::scanned_bytes(plan)?.div_ceil(task_bytes) as usize;
         // Whole waves: no slot is idle while the last tasks run.
@@ -539,7 +550,9 @@ impl Backend for ClusterBackend {
         let mut batches = execute_stream(Arc::clone(&plan), state.task_ctx())?;
         while batches.try_next().await?.is_some() {}
         drop(batches);
-        drop(run);
+        if let Some(run) = run {
+            run.conclude().await;
+        }
         if !plan.is::<DistributedExec>() {
             return Ok(Some(show_plan(plan.as_ref())));
         }
@@ -568,6 +581,15 @@ impl ClusterBackend {
         let memory = (memory as f64 * self.settings.memory_fraction) as u64;
         (fleet.planned(), (memory > 0).then_some(memory))
     }
+}
+
+/// Whether a shuffle ends right below the operator.
+fn reads_shuffle(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    plan.children().into_iter().any(|child| {
+        child
+            .downcast_ref::<RepartitionExec>()
+            .is_some_and(|repartition| matches!(repartition.partitioning(), Partitioning::Hash(..)))
+    })
 }
 
 /// The scheduler's verdict under DataFusion's layers.

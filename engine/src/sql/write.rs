@@ -72,7 +72,9 @@ fn attempt_config(config: &FileSinkConfig, attempt: &str) -> Result<Option<FileS
     if config.file_output_mode.single_file_output(target) {
         return Ok(None);
     }
-    let url = format!("{}{attempt}/", config.original_url);
+    // The original URL does not travel with a fragment.
+    let store = config.object_store_url.as_str().trim_end_matches('/');
+    let url = format!("{store}/{}/{attempt}/", target.prefix());
     let mut own = config.clone();
     own.table_paths = vec![ListingTableUrl::parse(&url)?];
     own.original_url = url;

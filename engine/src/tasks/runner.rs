@@ -35,6 +35,8 @@ pub struct TaskRunner {
     reader: OutputReader,
     options: IpcWriteOptions,
     test_functions: bool,
+    memory_bytes: u64,
+    slots: usize,
     /// The session of the last task: building one costs more than a small task.
     session: Mutex<Option<(BTreeMap<String, String>, Arc<TaskContext>)>>,
 }
@@ -54,6 +56,8 @@ impl TaskRunner {
             reader: OutputReader::new(launch.executor.application.clone(), channels, Some(here)),
             options,
             test_functions: settings.test_functions,
+            memory_bytes: session::operator_bytes(settings, launch.memory_mib),
+            slots: launch.cores.max(1) as usize,
             session: Mutex::new(None),
         })
     }
@@ -132,6 +136,7 @@ impl TaskRunner {
         let mut config = SessionConfig::default()
             .with_distributed_option_extension_from_headers::<DistributedConfig>(&map)?;
         option_header::apply(&map, config.options_mut())?;
+        session::fit_to_memory(config.options_mut(), self.memory_bytes, self.slots);
         let builder = SessionStateBuilder::new()
             .with_default_features()
             .with_config(config)

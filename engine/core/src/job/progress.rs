@@ -54,6 +54,10 @@ impl Job {
         tasks
             .map(|(task, now)| TaskProgress {
                 task,
+                last_error: match self.is_gang(stage) {
+                    true => self.regions[self.stages[stage].region].retries.last_error.clone(),
+                    false => now.retries.last_error.clone(),
+                },
                 output: now.output.as_ref().map(|made| {
                     (self.attempt_id(super::At { stage, task }, made.attempt), made.output.clone())
                 }),

@@ -122,7 +122,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        self.jobs.send(Command::Release(self.job));
+        self.jobs.send(Command::Release(self.job, None));
     }
 }
 
@@ -151,6 +151,13 @@ impl StagedQuery {
     pub fn result_attempts(&self) -> Vec<String> {
         let news = self.shared.news.borrow();
         news.results.values().map(|(attempt, _)| attempt_name(*attempt)).collect()
+    }
+
+    /// Ends the job and waits until its last state is on the progress board.
+    pub async fn conclude(self) {
+        let (done, concluded) = oneshot::channel();
+        self.shared.jobs.send(Command::Release(self.shared.job, Some(done)));
+        let _ = concluded.await;
     }
 
     /// Keeps a fragment; the last one starts the job.

@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
 /// Who does not answer a probe within this is taken for dead.
@@ -39,7 +39,8 @@ pub enum Command {
         fragments: HashMap<TaskKeyParts, Arc<Fragment>>,
         news: watch::Sender<News>,
     },
-    Release(JobId),
+    /// The query has ended; answered once its last picture has been taken.
+    Release(JobId, Option<oneshot::Sender<()>>),
     Delivered(TaskId),
     /// The driver could not read a result.
     ResultLost {
@@ -206,8 +207,11 @@ impl Runner {
                 };
                 self.jobs.entry(job).or_insert_with(placeholder).statement = Some(statement);
             }
-            Command::Release(job) => {
+            Command::Release(job, done) => {
                 self.picture(job);
+                if let Some(done) = done {
+                    let _ = done.send(());
+                }
                 self.tell(Event::Release { job });
                 self.jobs.remove(&job);
             }
@@ -227,6 +231,10 @@ impl Runner {
                 }
                 for (attempt, message) in waiting {
                     self.tell(Event::Failed { attempt, failure: Failure::ExecutorGone(message) });
+                }
+                // It answers: only the call had broken.
+                if let Some(known) = self.executors.get(&executor).cloned() {
+                    self.executor_up(&known);
                 }
             }
             Command::HostProbed { worker, alive } => {
@@ -510,13 +518,16 @@ impl Runner {
             self.tell(Event::ExecutorLost { executor: ExecutorId(number), reason });
         }
         for executor in executors {
-            let number = executor.number;
-            let slots = executor.resources.cores.max(1);
-            let worker = WorkerKey::from(executor.worker.as_str());
-            if self.executors.insert(number, executor).is_none() {
-                self.tell(Event::ExecutorUp { executor: ExecutorId(number), worker, slots });
+            if self.executors.insert(executor.number, executor.clone()).is_none() {
+                self.executor_up(&executor);
             }
         }
+    }
+
+    fn executor_up(&mut self, executor: &Executor) {
+        let worker = WorkerKey::from(executor.worker.as_str());
+        let slots = executor.resources.cores.max(1);
+        self.tell(Event::ExecutorUp { executor: ExecutorId(executor.number), worker, slots });
     }
 
     fn discard(&mut self, attempt: AttemptId, place: Place) {

@@ -2,12 +2,14 @@
 
 mod latency;
 mod masters;
+mod queries;
 mod status;
-mod tpch;
 
 use clap::{Parser, ValueEnum};
 use firesteel_tests::cluster::Cluster;
+use firesteel_tests::matrix::MODES;
 use firesteel_tests::procs;
+use firesteel_tests::suite::{TPCDS, TPCH};
 use std::path::PathBuf;
 
 /// Measures a fresh local cluster: TPC-H against one DataFusion process on the same number of cores, the latency of
@@ -20,7 +22,7 @@ struct Args {
     /// What to measure.
     #[arg(value_enum, default_values_t = [Part::Daemons, Part::Latency, Part::Tpch])]
     parts: Vec<Part>,
-    /// TPC-H scale factor; the data is made once and kept under target/.
+    /// Scale factor of TPC-H and TPC-DS; the data is made once and kept under target/.
     #[arg(long, default_value_t = 1.0)]
     scale: f64,
     /// Workers, each with one executor.
@@ -32,10 +34,13 @@ struct Args {
     /// Memory per executor.
     #[arg(long, default_value = "3g")]
     executor_memory: String,
-    /// Where the driver of TPC-H runs: client or cluster.
+    /// Where the driver of the queries runs: client or cluster.
     #[arg(long, default_value = "cluster")]
     deploy_mode: String,
-    /// Rounds of TPC-H; cluster and single process take turns.
+    /// Modes of execution to measure side by side: pipelined, staged, auto.
+    #[arg(long, value_delimiter = ',', default_value = MODES[0])]
+    mode: Vec<String>,
+    /// Rounds of the queries; the modes and the single process take turns.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
     /// Rounds of the latency measurement.
@@ -53,7 +58,7 @@ struct Args {
     /// Only these queries, such as 1,6,11.
     #[arg(long, value_delimiter = ',')]
     queries: Vec<u32>,
-    /// TPC-H data to use instead of made data (DIR/TABLE/*.parquet).
+    /// Data to use instead of made data (DIR/TABLE/*.parquet).
     #[arg(long)]
     data: Option<PathBuf>,
     /// Further `--conf KEY=VALUE` for the cluster's applications.
@@ -67,8 +72,10 @@ enum Part {
     Daemons,
     /// `submit` of one SELECT, from the command's start to its end.
     Latency,
-    /// The 22 queries.
+    /// The 22 queries of TPC-H.
     Tpch,
+    /// The 99 queries of TPC-DS.
+    Tpcds,
     /// Three masters: a leader killed or asked to hand over, until the next submission is acknowledged.
     Failover,
     /// Replicated submissions per second beside the disk's fdatasync.
@@ -83,6 +90,7 @@ impl std::fmt::Display for Part {
             Self::Daemons => "daemons",
             Self::Latency => "latency",
             Self::Tpch => "tpch",
+            Self::Tpcds => "tpcds",
             Self::Failover => "failover",
             Self::Writes => "writes",
             Self::Chaos => "chaos",
@@ -96,7 +104,8 @@ fn main() {
         match part {
             Part::Daemons => daemons(),
             Part::Latency => latency::run(args.workers, args.cores, args.latency_rounds),
-            Part::Tpch => tpch::run(&args),
+            Part::Tpch => queries::run(TPCH, &args),
+            Part::Tpcds => queries::run(TPCDS, &args),
             Part::Failover => masters::failover(args.failover_rounds),
             Part::Writes => masters::writes(args.write_seconds),
             Part::Chaos => masters::chaos(args.chaos_rounds),

@@ -1,0 +1,175 @@
+//! The queries of a suite through a cluster, compared one by one with one DataFusion process.
+//!
+//! All queries are one application, because a start per query would cost more than the queries. A statement that fails
+//! ends its script, so the rest goes on in another one: every query has an outcome, whatever happens to the others.
+
+use crate::cluster::{Cluster, Run, binary};
+use crate::csv::{self, Table};
+use crate::suite::{self, Suite};
+use std::ffi::OsStr;
+use std::fmt::Write;
+use std::path::Path;
+use std::process::Command;
+
+/// The values of `firesteel.execution.mode`.
+pub const MODES: &[&str] = &["pipelined"];
+
+/// So that tables as small as the tests' are scanned by several tasks.
+pub const SPREAD: &str = "firesteel.scan.bytesPerPartition=32k";
+
+/// A query's result, or the error that it ended with.
+pub type Outcome = Result<Table, String>;
+
+/// One query as it is run.
+struct Query {
+    number: u32,
+    sql: String,
+    /// Whether its rows have one right order.
+    ordered: bool,
+}
+
+/// A suite's queries with the results that they must have.
+pub struct Matrix {
+    suite: Suite,
+    tables: String,
+    queries: Vec<Query>,
+    expected: Vec<Outcome>,
+}
+
+impl Matrix {
+    /// Makes the data of `scale` where there is none and runs all queries in one process, which takes a while.
+    pub fn new(suite: Suite, scale: f64) -> Self {
+        let tables = suite.tables(&suite.data(scale));
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let local = |script: &Path| {
+            let mut command = Command::new(binary("firesteel-engine"));
+            Run::of(
+                command.args(["local", "--cores", "2", "-o", "csv"]).arg(script).output().expect("it runs"),
+            )
+        };
+        let texts = suite.queries();
+        // How many columns a query has says its header; nothing runs for it.
+        let headers: Vec<String> = texts.iter().map(|text| suite::limited(text, 0)).collect();
+        let headers = run_all(dir.path(), &tables, &headers, local);
+        let total =
+            |(text, header): (&String, Outcome)| suite::in_total_order(text, header.ok()?.header.len());
+        let totals: Vec<Option<String>> = texts.iter().zip(headers).map(total).collect();
+        // A few that order by an expression of a grouped column cannot be planned with further columns.
+        let plans: Vec<String> = totals
+            .iter()
+            .zip(&texts)
+            .map(|(t, text)| suite::limited(t.as_ref().unwrap_or(text), 0))
+            .collect();
+        let plans = run_all(dir.path(), &tables, &plans, local);
+        let queries: Vec<Query> = suite
+            .numbers()
+            .zip(texts)
+            .zip(totals.into_iter().zip(plans))
+            .map(|((number, text), (total, plan))| match total.filter(|_| plan.is_ok()) {
+                Some(sql) => Query { number, sql, ordered: true },
+                None => Query { number, sql: text, ordered: false },
+            })
+            .collect();
+        let expected = run_all(dir.path(), &tables, &texts_of(&queries), local);
+        Self { suite, tables, queries, expected }
+    }
+
+    /// What every query has that one process cannot run, by its number.
+    pub fn impossible(&self) -> Vec<(u32, &str)> {
+        let error = |(query, outcome): (&Query, _)| match outcome {
+            &Err(ref e) => Some((query.number, String::as_str(e))),
+            Ok(_) => None,
+        };
+        self.queries.iter().zip(&self.expected).filter_map(error).collect()
+    }
+
+    /// The queries whose right result has no rows: less is proven by them.
+    pub fn without_rows(&self) -> Vec<u32> {
+        let empty = |outcome: &Outcome| outcome.as_ref().is_ok_and(|table| table.rows.is_empty());
+        let numbers = self.queries.iter().zip(&self.expected);
+        numbers.filter(|(_, outcome)| empty(outcome)).map(|(query, _)| query.number).collect()
+    }
+
+    /// Runs all queries on the cluster with further flags of `submit` and says what is not as it must be.
+    pub fn differences(&self, cluster: &Cluster, flags: &[&str]) -> Vec<(u32, String)> {
+        let submit = |script: &Path| {
+            let mut args = vec![OsStr::new("-q"), OsStr::new("-o"), OsStr::new("csv")];
+            args.extend(flags.iter().map(OsStr::new));
+            args.push(script.as_os_str());
+            cluster.run(args)
+        };
+        let found = run_all(cluster.dir(), &self.tables, &texts_of(&self.queries), submit);
+        let mut differences = Vec::new();
+        for ((query, expected), found) in self.queries.iter().zip(&self.expected).zip(&found) {
+            let compare = if query.ordered { csv::difference_in_order } else { csv::difference };
+            let difference = match (found, expected) {
+                (Ok(found), Ok(expected)) => compare(found, expected),
+                (Err(found), Ok(_)) => Some(format!("failed: {found}")),
+                // What one process cannot run need not run here either.
+                (_, Err(_)) => None,
+            };
+            differences.extend(difference.map(|d| (query.number, d)));
+        }
+        differences
+    }
+
+    /// Panics with every difference between the cluster and one process.
+    pub fn assert_equal(&self, cluster: &Cluster, flags: &[&str]) {
+        let differences = self.differences(cluster, flags);
+        let mut text = String::new();
+        for (number, difference) in &differences {
+            let _ = writeln!(text, "q{number}: {difference}");
+        }
+        let (name, count) = (self.suite.name, differences.len());
+        assert!(
+            differences.is_empty(),
+            "{count} queries of {name} differ with {flags:?} (found, expected):\n{text}"
+        );
+    }
+}
+
+fn texts_of(queries: &[Query]) -> Vec<String> {
+    queries.iter().map(|query| query.sql.clone()).collect()
+}
+
+/// Runs the queries in as few scripts as their failures allow.
+fn run_all(dir: &Path, tables: &str, queries: &[String], run: impl Fn(&Path) -> Run) -> Vec<Outcome> {
+    let mut outcomes: Vec<Outcome> = Vec::new();
+    while outcomes.len() < queries.len() {
+        let rest = &queries[outcomes.len()..];
+        let mut script = tables.to_owned();
+        // The line on which each query begins: an error names its line.
+        let mut begins = Vec::new();
+        for sql in rest {
+            begins.push(script.matches('\n').count() + 1);
+            let _ = write!(script, "{sql};\n");
+        }
+        let path = dir.join("queries.sql");
+        std::fs::write(&path, script).expect("script");
+        let ended = run(&path);
+        // Every query has one result; results are separated by an empty line.
+        let mut results = ended.stdout.split("\n\n").filter(|text| !text.is_empty()).map(csv::parse);
+        if ended.code == 0 {
+            outcomes.extend(results.map(Ok));
+            assert_eq!(outcomes.len(), queries.len(), "a result per query; standard error: {}", ended.stderr);
+            break;
+        }
+        let failed = match error_line(&ended.stderr) {
+            Some(line) => begins.iter().rposition(|begin| *begin <= line),
+            // It was killed at its time limit, or the driver died: in the first query that has no result.
+            None => Some(ended.stdout.split("\n\n").filter(|text| !text.is_empty()).count()),
+        };
+        let Some(failed) = failed.filter(|failed| *failed < rest.len()) else {
+            panic!("no query of the script failed, yet it ended with {}: {}", ended.code, ended.stderr)
+        };
+        outcomes.extend(results.by_ref().take(failed).map(Ok));
+        outcomes.push(Err(format!("exit code {}: {}", ended.code, ended.stderr.trim())));
+    }
+    outcomes
+}
+
+/// `error: …/queries.sql:LINE: …`
+fn error_line(stderr: &str) -> Option<usize> {
+    let (_, rest) = stderr.split_once("queries.sql:")?;
+    rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
