@@ -98,6 +98,7 @@ impl ClusterBackend {
                 channels.clone(),
                 board.clone(),
                 settings.inline_bytes_max,
+                settings.compression,
             ),
             reader: OutputReader::new(application.clone(), channels.clone(), None),
             settings,

@@ -54,8 +54,8 @@ const REMOTE_PAUSES: [Duration; 4] = [
 pub enum Source {
     /// One partition came with the task's description; empty if it has no rows.
     Inline(Bytes),
-    /// `address` serves the outputs of `worker`.
-    Worker { worker: String, address: String },
+    /// `address` serves the outputs of `worker`; `dir` is where they are on this machine, if it is this machine.
+    Worker { worker: String, address: String, dir: Option<PathBuf> },
 }
 
 /// Reads outputs of one application.
@@ -112,12 +112,19 @@ impl OutputReader {
         let chunk = (IN_FLIGHT_BYTES / inputs.max(1)).clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX);
         let bytes = match source {
             Source::Inline(bytes) => Pieces::Inline(Some(bytes).filter(|b| !b.is_empty())),
-            Source::Worker { worker, address } => match &self.local {
-                Some((here, dir)) if *here == worker => {
-                    Pieces::File { path: dir.join(format!("{output}{OUTPUT_SUFFIX}")), ranges: None }
+            Source::Worker { worker, address, dir } => {
+                let file = |dir: &Path| dir.join(format!("{output}{OUTPUT_SUFFIX}"));
+                match (&self.local, dir) {
+                    (Some((here, dir)), _) if *here == worker => {
+                        Pieces::File { path: file(dir), ranges: None, otherwise: None }
+                    }
+                    // Another worker on this machine. Its files may be out of reach nevertheless.
+                    (Some(_), Some(dir)) => {
+                        Pieces::File { path: file(&dir), ranges: None, otherwise: Some(address) }
+                    }
+                    _ => Pieces::Remote { address, offset: 0, total: None },
                 }
-                _ => Pieces::Remote { address, offset: 0, total: None },
-            },
+            }
         };
         let state =
             Reading { reader: self.clone(), output, partition, chunk, bytes, decoder: Decoder::default() };
@@ -136,10 +143,11 @@ impl OutputReader {
 /// Bytes yet to come.
 enum Pieces {
     Inline(Option<Bytes>),
-    /// `ranges` are known once the index has been read.
+    /// `ranges` are known once the index has been read. `otherwise` serves what this process cannot open.
     File {
         path: PathBuf,
         ranges: Option<VecDeque<Range<u64>>>,
+        otherwise: Option<String>,
     },
     Remote {
         address: String,
@@ -186,7 +194,8 @@ impl Reading {
     }
 
     async fn more_of_file(&mut self) -> Result<Option<Buffer>, ShuffleError> {
-        let Pieces::File { path, ranges } = &mut self.bytes else { return Ok(None) };
+        let Pieces::File { path, ranges, otherwise } = &mut self.bytes else { return Ok(None) };
+        let otherwise = if ranges.is_none() { otherwise.take() } else { None };
         if ranges.as_ref().is_some_and(VecDeque::is_empty) {
             return Ok(None);
         }
@@ -205,7 +214,13 @@ impl Reading {
                 }
                 Ok((!bytes.is_empty()).then(|| Buffer::from(bytes)))
             }
-            Ok(Ok(Err(reason))) => Err(self.lost(reason)),
+            Ok(Ok(Err(reason))) => match otherwise {
+                Some(address) => {
+                    self.bytes = Pieces::Remote { address, offset: 0, total: None };
+                    self.more_of_remote().await
+                }
+                None => Err(self.lost(reason)),
+            },
             Ok(Err(stopped)) | Err(stopped) => Err(self.lost(stopped)),
         }
     }

@@ -47,6 +47,10 @@ impl OutputDirectory {
         }
     }
 
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Where a finished output is.
     pub fn file(&self, output: &OutputId) -> PathBuf {
         self.path.join(output.relative_path())

@@ -17,6 +17,7 @@ use firesteel_proto::v1;
 use futures::stream::BoxStream;
 use http::HeaderMap;
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use url::Url;
 
@@ -41,18 +42,34 @@ struct Output {
 
 enum Place {
     Inline(HashMap<usize, Bytes>),
-    Worker { worker: Arc<str>, address: Arc<str> },
+    Worker(Arc<Host>),
+}
+
+/// Who serves map outputs.
+#[derive(Default)]
+struct Host {
+    worker: String,
+    address: String,
+    /// Set when it is this machine.
+    dir: Option<PathBuf>,
 }
 
 impl TaskInputs {
+    /// `machine` is the boot id of this one.
     pub fn new(
         reader: OutputReader,
         query: u128,
         inputs: Vec<v1::StageInput>,
-        locations: &[v1::Location],
+        locations: Vec<v1::Location>,
+        machine: &str,
     ) -> Self {
-        let locations: Vec<(Arc<str>, Arc<str>)> =
-            locations.iter().map(|l| (l.worker_id.as_str().into(), l.address.as_str().into())).collect();
+        let host = |location: v1::Location| {
+            let here = !location.dir.is_empty() && !machine.is_empty() && location.machine == machine;
+            let dir = here.then(|| PathBuf::from(location.dir));
+            Arc::new(Host { worker: location.worker_id, address: location.address, dir })
+        };
+        let hosts: Vec<Arc<Host>> = locations.into_iter().map(host).collect();
+        let nowhere = Arc::new(Host::default());
         let mut stages = HashMap::new();
         for input in inputs {
             let mut outputs = Vec::with_capacity(input.outputs.len());
@@ -63,10 +80,7 @@ impl TaskInputs {
                     ),
                     false => {
                         // Without a location it is lost, which is found out when it is read.
-                        let nowhere = || (Arc::from(""), Arc::from(""));
-                        let (worker, address) =
-                            locations.get(output.location as usize).cloned().unwrap_or_else(nowhere);
-                        Place::Worker { worker, address }
+                        Place::Worker(Arc::clone(hosts.get(output.location as usize).unwrap_or(&nowhere)))
                     }
                 };
                 outputs.push(Output { attempt: output.attempt, place });
@@ -93,9 +107,11 @@ impl TaskInputs {
             Place::Inline(partitions) => {
                 Source::Inline(partitions.get(&partition).cloned().unwrap_or_default())
             }
-            Place::Worker { worker, address } => {
-                Source::Worker { worker: worker.to_string(), address: address.to_string() }
-            }
+            Place::Worker(host) => Source::Worker {
+                worker: host.worker.clone(),
+                address: host.address.clone(),
+                dir: host.dir.clone(),
+            },
         };
         let id =
             OutputId { query: self.query, stage: stage as u32, task: task as u32, attempt: output.attempt };

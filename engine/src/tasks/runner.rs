@@ -33,7 +33,8 @@ pub struct TaskRunner {
     runtime: Arc<RuntimeEnv>,
     directory: Arc<OutputDirectory>,
     reader: OutputReader,
-    options: IpcWriteOptions,
+    /// The boot id of this machine: who has the same can reach the same files.
+    machine: String,
     test_functions: bool,
     memory_bytes: u64,
     slots: usize,
@@ -49,12 +50,13 @@ impl TaskRunner {
         channels: ApplicationChannels,
     ) -> Result<Self> {
         let here = (launch.shuffle.worker.to_string(), launch.shuffle.dir.clone());
-        let options = IpcWriteOptions::default().try_with_compression(file_compression(settings))?;
+        // Without one no other worker's files are taken for local.
+        let machine = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         Ok(Self {
             runtime,
             directory: Arc::new(OutputDirectory::new(&launch.shuffle, &launch.executor)),
             reader: OutputReader::new(launch.executor.application.clone(), channels, Some(here)),
-            options,
+            machine: machine.trim().to_owned(),
             test_functions: settings.test_functions,
             memory_bytes: session::operator_bytes(settings, launch.memory_mib),
             slots: launch.cores.max(1) as usize,
@@ -77,7 +79,13 @@ impl TaskRunner {
 
     async fn attempt(&self, request: v1::RunTask) -> Result<v1::TaskSuccess> {
         let output: OutputId = request.output.parse().map_err(|e| DataFusionError::External(Box::new(e)))?;
-        let inputs = TaskInputs::new(self.reader.clone(), output.query, request.inputs, &request.locations);
+        let inputs = TaskInputs::new(
+            self.reader.clone(),
+            output.query,
+            request.inputs,
+            request.locations,
+            &self.machine,
+        );
         let session = self.session(&request.headers)?;
         let position = DistributedTaskContext {
             task_index: output.task as usize,
@@ -96,7 +104,7 @@ impl TaskRunner {
             Arc::clone(&self.directory),
             head.plan.schema(),
             head.partitions(),
-            self.options.clone(),
+            IpcWriteOptions::default().try_with_compression(compression(&request.compression)?)?,
             request.inline_bytes_max,
             context.memory_pool(),
         );
@@ -121,6 +129,8 @@ impl TaskRunner {
             elapsed_ms: 0,
             metrics,
             spilled_bytes: spilled,
+            dir: self.directory.path().display().to_string(),
+            machine: self.machine.clone(),
         })
     }
 
@@ -147,13 +157,12 @@ impl TaskRunner {
     }
 }
 
-/// LZ4 unless the user says otherwise: a file is written once and read at most a few times, often from another machine.
-fn file_compression(settings: &Settings) -> Option<CompressionType> {
-    use crate::settings::Compression;
-    match settings.compression {
-        Compression::Auto | Compression::Lz4 => Some(CompressionType::LZ4_FRAME),
-        Compression::Zstd => Some(CompressionType::ZSTD),
-        Compression::None => None,
+fn compression(name: &str) -> Result<Option<CompressionType>> {
+    match name {
+        "" | "none" => Ok(None),
+        "lz4" => Ok(Some(CompressionType::LZ4_FRAME)),
+        "zstd" => Ok(Some(CompressionType::ZSTD)),
+        other => Err(DataFusionError::Configuration(format!("unknown compression {other:?}"))),
     }
 }
 

@@ -75,7 +75,7 @@ fn reader(dir: &Path) -> OutputReader {
 }
 
 async fn read(dir: &Path, task: u32, partition: usize) -> Result<Vec<RecordBatch>, DataFusionError> {
-    let source = Source::Worker { worker: WORKER.to_owned(), address: String::new() };
+    let source = Source::Worker { worker: WORKER.to_owned(), address: String::new(), dir: None };
     reader(dir).read(output(task), source, partition, 1000).try_collect().await
 }
 

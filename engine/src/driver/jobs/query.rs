@@ -316,7 +316,7 @@ impl ResultStream {
                             Source::Inline(parts.get(&(self.partition as u32)).cloned().unwrap_or_default())
                         }
                         ResultPlace::Worker { worker, address } => {
-                            Source::Worker { worker: worker.clone(), address: address.clone() }
+                            Source::Worker { worker: worker.clone(), address: address.clone(), dir: None }
                         }
                     };
                     let inputs = shared.graph.tasks();

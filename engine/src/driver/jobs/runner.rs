@@ -5,6 +5,7 @@ use crate::driver::jobs::attempts::{self, Order, Outcome};
 use crate::driver::jobs::graph::Graph;
 use crate::driver::jobs::query::{Fragment, News, ResultPlace, TaskKeyParts};
 use crate::driver::progress::ProgressBoard;
+use crate::settings::Compression;
 use crate::transport::ApplicationChannels;
 use bytes::Bytes;
 use datafusion_distributed::GetWorkerInfoRequest;
@@ -92,6 +93,7 @@ impl Jobs {
         channels: ApplicationChannels,
         board: ProgressBoard,
         inline_bytes_max: u64,
+        compression: Compression,
     ) -> Self {
         let (commands, inbox) = mpsc::unbounded_channel();
         let runner = Runner {
@@ -105,6 +107,8 @@ impl Jobs {
             executors: BTreeMap::new(),
             silent: BTreeMap::new(),
             hosts: BTreeMap::new(),
+            dirs: HashMap::new(),
+            compression,
             attempts: HashMap::new(),
             probes: HashMap::new(),
             host_probes: HashMap::new(),
@@ -151,6 +155,9 @@ struct Runner {
     silent: BTreeMap<u32, Executor>,
     /// Where each worker's outputs are served.
     hosts: BTreeMap<String, String>,
+    /// Where each worker keeps them on its machine, and which machine that is.
+    dirs: HashMap<String, (String, String)>,
+    compression: Compression,
     attempts: HashMap<AttemptId, AbortHandle>,
     /// Executors being looked at, with the attempts whose calls broke.
     probes: HashMap<u32, Vec<(AttemptId, String)>>,
@@ -385,7 +392,10 @@ impl Runner {
         let locations = self
             .hosts
             .iter()
-            .map(|(worker, address)| v1::Location { worker_id: worker.clone(), address: address.clone() })
+            .map(|(worker, address)| {
+                let (dir, machine) = self.dirs.get(worker).cloned().unwrap_or_default();
+                v1::Location { worker_id: worker.clone(), address: address.clone(), dir, machine }
+            })
             .collect();
         let request = v1::RunTask {
             output,
@@ -397,6 +407,7 @@ impl Runner {
             inline_bytes_max,
             collect_metrics: fragment.wants_metrics(),
             sort_merge_joins,
+            compression: self.compression().to_owned(),
         };
         Some(Order { request, fragment })
     }
@@ -428,6 +439,11 @@ impl Runner {
 
     fn succeeded(&mut self, attempt: AttemptId, executor: u32, success: v1::TaskSuccess) {
         let worker = self.executors.get(&executor).map(|e| e.worker.clone());
+        if let Some(worker) = &worker
+            && !self.dirs.contains_key(worker)
+        {
+            self.dirs.insert(worker.clone(), (success.dir.clone(), success.machine.clone()));
+        }
         let place = match (success.is_inline, worker) {
             (true, _) => Place::Inline,
             (false, Some(worker)) => Place::Worker(WorkerKey::from(worker.as_str())),
@@ -587,6 +603,18 @@ impl Runner {
                     self.send_discard(address, vec![output], Vec::new());
                 }
             }
+        }
+    }
+
+    /// Compression pays where outputs cross a network.
+    fn compression(&self) -> &'static str {
+        let mut hosts = self.executors.values().map(|e| &e.host);
+        let first = hosts.next();
+        match self.compression {
+            Compression::None => "none",
+            Compression::Auto if hosts.all(|host| Some(host) == first) => "none",
+            Compression::Auto | Compression::Lz4 => "lz4",
+            Compression::Zstd => "zstd",
         }
     }
 
