@@ -4,6 +4,7 @@ mod latency;
 mod masters;
 mod queries;
 mod status;
+mod tasks;
 
 use clap::{Parser, ValueEnum};
 use firesteel_tests::cluster::Cluster;
@@ -76,6 +77,8 @@ enum Part {
     Tpch,
     /// The 99 queries of TPC-DS.
     Tpcds,
+    /// What a task costs besides its work.
+    Tasks,
     /// Three masters: a leader killed or asked to hand over, until the next submission is acknowledged.
     Failover,
     /// Replicated submissions per second beside the disk's fdatasync.
@@ -91,6 +94,7 @@ impl std::fmt::Display for Part {
             Self::Latency => "latency",
             Self::Tpch => "tpch",
             Self::Tpcds => "tpcds",
+            Self::Tasks => "tasks",
             Self::Failover => "failover",
             Self::Writes => "writes",
             Self::Chaos => "chaos",
@@ -106,6 +110,7 @@ fn main() {
             Part::Latency => latency::run(args.workers, args.cores, args.latency_rounds),
             Part::Tpch => queries::run(TPCH, &args),
             Part::Tpcds => queries::run(TPCDS, &args),
+            Part::Tasks => tasks::run(args.workers, args.cores),
             Part::Failover => masters::failover(args.failover_rounds),
             Part::Writes => masters::writes(args.write_seconds),
             Part::Chaos => masters::chaos(args.chaos_rounds),
