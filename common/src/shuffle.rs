@@ -117,6 +117,11 @@ impl OutputIndex {
             .filter(|piece| !piece.is_empty())
     }
 
+    /// What it occupies while it is kept.
+    pub fn memory_bytes(&self) -> usize {
+        self.offsets.len() * size_of::<u64>()
+    }
+
     /// Bytes of one partition.
     pub fn bytes(&self, partition: usize) -> u64 {
         self.pieces(partition).map(|piece| piece.end - piece.start).sum()

@@ -299,8 +299,18 @@ mod tests {
         let task = |state: TaskState| TaskProgress { state: state.into(), ..Default::default() };
         let mut running = JobProgress { rows: 1234, ..job(2, TaskState::Running) };
         running.stages = vec![
-            StageProgress { id: 1, description: "scan".into(), tasks: vec![task(TaskState::Succeeded)] },
-            StageProgress { id: 2, description: "join\x1b[m".into(), tasks: vec![task(TaskState::Running)] },
+            StageProgress {
+                id: 1,
+                description: "scan".into(),
+                tasks: vec![task(TaskState::Succeeded)],
+                ..Default::default()
+            },
+            StageProgress {
+                id: 2,
+                description: "join\x1b[m".into(),
+                tasks: vec![task(TaskState::Running)],
+                ..Default::default()
+            },
         ];
         let done = JobProgress { ended_ms: 5, ..job(1, TaskState::Succeeded) };
         s.progress = Some(Progress { jobs: vec![done, running], at_ms: 0 });

@@ -74,11 +74,10 @@ impl Matrix {
 
     /// What every query has that one process cannot run, by its number.
     pub fn impossible(&self) -> Vec<(u32, &str)> {
-        let error = |(query, outcome): (&Query, _)| match outcome {
-            &Err(ref e) => Some((query.number, String::as_str(e))),
-            Ok(_) => None,
-        };
-        self.queries.iter().zip(&self.expected).filter_map(error).collect()
+        let numbers = self.queries.iter().zip(&self.expected);
+        numbers
+            .filter_map(|(query, outcome)| Some((query.number, outcome.as_ref().err()?.as_str())))
+            .collect()
     }
 
     /// The queries whose right result has no rows: less is proven by them.
@@ -140,7 +139,7 @@ fn run_all(dir: &Path, tables: &str, queries: &[String], run: impl Fn(&Path) -> 
         let mut begins = Vec::new();
         for sql in rest {
             begins.push(script.matches('\n').count() + 1);
-            let _ = write!(script, "{sql};\n");
+            let _ = writeln!(script, "{sql};");
         }
         let path = dir.join("queries.sql");
         std::fs::write(&path, script).expect("script");

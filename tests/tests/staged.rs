@@ -370,34 +370,20 @@ fn explain_says_the_mode_and_analyze_measures_each_stage() {
     assert!(explained.contains("mode: pipelined (auto: "), "{explained}");
 }
 
-/// Compressed files cannot be cut, and three of them are not even over two tasks of two partitions.
+/// A limit inside of a query counts once, not once per task: of a collected join side, and of a scan.
 #[test]
-fn files_that_cannot_be_cut_are_read_whole() {
-    let lab = Lab::start(2, 1);
-    let dir = lab.cluster.dir().join("compressed");
-    std::fs::create_dir(&dir).unwrap();
-    let copies: String = (0..3)
-        .map(|n| {
-            format!(
-                "COPY (SELECT l_orderkey AS k, l_comment AS c FROM lineitem WHERE l_linenumber = {n} + 1)
-                   TO '{}/{n}.csv.gz' STORED AS CSV OPTIONS ('format.compression' 'gzip');\n",
-                dir.display()
-            )
-        })
-        .collect();
+fn an_inner_limit_holds_for_all_tasks_together() {
+    let lab = Lab::start(2, 2);
     let sql = format!(
-        "{copies}
-         CREATE EXTERNAL TABLE compressed STORED AS CSV LOCATION '{}/' OPTIONS ('format.compression' 'gzip', 'format.has_header' 'true');
-         SELECT count(*) AS n, sum(k) AS k, min(c) AS c FROM compressed;
-         SELECT count(*) AS n, sum(l_orderkey) AS k, min(l_comment) AS c FROM lineitem WHERE l_linenumber <= 3;",
-        dir.display()
+        "{} SELECT count(DISTINCT d.v) AS n FROM many f JOIN (SELECT k, v FROM many LIMIT 10) d ON f.k = d.k;
+         SELECT sum(n) AS n FROM (SELECT k, count(*) AS n FROM (SELECT k FROM many LIMIT 1000) GROUP BY k);",
+        lab.many(60_000)
     );
     for mode in ["staged", "pipelined"] {
         let mode = format!("firesteel.execution.mode={mode}");
-        let run =
-            lab.finish(lab.submit(&sql, &["--conf", &mode, "--conf", "firesteel.scan.bytesPerPartition=2k"]));
-        let (read, expected) = run.stdout.split_once("\n\n").unwrap();
-        assert_eq!(read.trim(), expected.trim());
+        let run = lab
+            .finish(lab.submit(&sql, &["--conf", &mode, "--conf", "firesteel.scan.bytesPerPartition=20k"]));
+        assert_eq!(run.stdout, "n\n10\n\nn\n1000\n", "{mode}");
     }
 }
 

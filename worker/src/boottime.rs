@@ -1,4 +1,4 @@
-//! The clock of leases: time since boot, which goes on while the machine sleeps. Tokio's timers do not.
+//! The clock of leases: time since boot, which goes on while the machine sleeps. Tokio's timers do not. And which boot that is.
 
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::time::{
@@ -14,6 +14,12 @@ pub fn now() -> Duration {
     let time = clock_gettime(ClockId::Boottime);
     // The kernel gives neither a negative time nor a second's worth of nanoseconds.
     Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
+}
+
+/// Names this boot of the machine; `None` when the system does not say.
+pub fn boot_id() -> Option<String> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(id.trim().to_owned()).filter(|id| !id.is_empty())
 }
 
 /// Rings once when a time has come, also when that was while the machine slept.

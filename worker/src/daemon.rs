@@ -1,7 +1,7 @@
 //! Wiring: from a configuration to a running worker, and in order down again.
 
 use crate::agent::{Agent, AgentError, Link};
-use crate::boottime::Alarm;
+use crate::boottime::{self, Alarm};
 use crate::config::{Config, DEFAULT_WEBUI_PORT, WebuiPort};
 use crate::launcher::{Context, Launcher, inherited_environment};
 use crate::logs::LogService;
@@ -98,8 +98,14 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let shuffle_root = workdir.shuffle_root();
     let disk_bytes = disk(&shuffle_root).map_or(u64::MAX, |disk| disk.total_bytes);
     let shuffle_limits = Limits::new(config.shuffle_quota, config.shuffle_free_floor, disk_bytes);
-    let store = Store::open(shuffle_root.clone())
+    let boot_id = boottime::boot_id();
+    let store = Store::open(shuffle_root.clone(), workdir.is_same_boot(boot_id.as_deref()))
         .map_err(|source| DaemonError::System { what: "look through the map outputs", source })?;
+    if let Some(boot_id) = boot_id {
+        // Only now that what is from before has gone.
+        let stored = workdir.store_boot_id(&boot_id);
+        stored.map_err(|source| DaemonError::System { what: "keep the boot id", source })?;
+    }
     let shuffle = ShuffleService::new(shuffle_root.clone(), store.tenants(), Bounds::default());
 
     let masters = Masters::new(&config.masters);

@@ -365,7 +365,7 @@ impl Node {
         });
         let limits = retention::Limits::default();
         let alarm = Alarm::new().unwrap();
-        let shuffle = Store::open(workdir.shuffle_root()).unwrap();
+        let shuffle = Store::open(workdir.shuffle_root(), true).unwrap();
         Self::new(workdir, Processes::default(), alarm, limits, shuffle, |events| {
             Launcher::new(context, events)
         })

@@ -5,6 +5,7 @@
 //! supervisors.lock  flock (shared) of every supervisor: free when nothing of an earlier run lives any more
 //! worker-id         kept over restarts
 //! epoch             the highest epoch seen
+//! boot-id           of the machine, when a worker last ran here
 //! work/APP/PROCESS/ scratch; removed when the process ends
 //! logs/APP/PROCESS/{stdout,stderr}
 //! shuffle/APP/      map outputs, see [`crate::shuffle`]; kept over restarts, removed after the application has ended
@@ -185,6 +186,18 @@ impl WorkDir {
         write_atomically(&self.root.join("epoch"), epoch.to_string().as_bytes())
     }
 
+    /// Whether the machine has been up ever since a worker last ran here. What was not synced to the disk is whole only then.
+    /// `boot_id`: the machine's own.
+    pub fn is_same_boot(&self, boot_id: Option<&str>) -> bool {
+        // What cannot be read is not known to be the same.
+        let kept = std::fs::read_to_string(self.root.join("boot-id")).ok();
+        boot_id.is_some() && kept.as_deref().map(str::trim) == boot_id
+    }
+
+    pub fn store_boot_id(&self, boot_id: &str) -> io::Result<()> {
+        write_atomically(&self.root.join("boot-id"), boot_id.as_bytes())
+    }
+
     /// Makes the scratch and log directories of a process, and its application's for map outputs if it is an executor. (It
     /// never makes that one itself: nobody could tell when it is gone for good.)
     pub fn prepare(&self, id: &ProcessId) -> Result<(), WorkDirError> {
@@ -361,6 +374,16 @@ mod tests {
         assert!(matches!(work.worker_id(|| WorkerId::new(0, "a")), Err(WorkDirError::Identity { .. })));
         std::fs::write(dir.path().join("epoch"), "many").unwrap();
         assert!(work.epoch().is_err());
+    }
+
+    #[test]
+    fn another_boot_is_noticed_and_so_is_one_of_which_nothing_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let work = WorkDir::open(dir.path()).unwrap();
+        assert!(!work.is_same_boot(Some("a")) && !work.is_same_boot(None));
+        work.store_boot_id("a").unwrap();
+        assert!(work.is_same_boot(Some("a")));
+        assert!(!work.is_same_boot(Some("b")) && !work.is_same_boot(None));
     }
 
     #[test]

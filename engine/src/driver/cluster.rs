@@ -10,6 +10,7 @@ use crate::output::OutputError;
 use crate::session::{self, option_header};
 use crate::settings::{Compression, MIN_TARGET_PARTITIONS, Mode, Settings};
 use crate::shuffle::{OutputReader, ShuffleError, find_shuffle_error};
+use crate::sql::limits::LimitBelowBroadcast;
 use crate::sql::plan::{keep_work_off_the_driver, stages};
 use crate::sql::run::{Backend, Output, RunError, friendly, show_plan};
 use crate::sql::scan;
@@ -29,7 +30,7 @@ use datafusion_distributed::{
     explain_analyze,
 };
 use firesteel_common::ApplicationId;
-use firesteel_engine_core::{JobError, Policy, Speculation};
+use firesteel_engine_core::{JobError, JobErrorKind, Policy, Speculation};
 use futures::TryStreamExt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -143,6 +144,7 @@ impl ClusterBackend {
         };
         let builder =
             SessionStateBuilder::new().with_default_features().with_config(config).with_runtime_env(runtime);
+        let builder = builder.with_physical_optimizer_rule(Arc::new(LimitBelowBroadcast));
         let state = session::with_functions(builder, self.settings.test_functions)
             .with_distributed_worker_resolver(PlannedTasks(Arc::clone(&self.current)))
             .with_distributed_channel_resolver(channels)
@@ -387,11 +389,17 @@ impl ClusterBackend {
             run.conclude().await;
             staged.abandon(&state).await;
             let RunError::DataFusion(cause) = &error else { return Err(error) };
-            if let Some(failed) = find_job_error(cause) {
-                return Err(RunError::Job(Box::new(failed.clone())));
-            }
-            if !matches!(find_shuffle_error(cause), Some(ShuffleError::Lost { .. })) {
-                return Err(error);
+            let failed = find_job_error(cause).cloned();
+            // Rows that are still held back can be had again.
+            let restarts_help = match &failed {
+                Some(failed) => failed.kind == JobErrorKind::Delivered && !*emitted,
+                None => matches!(find_shuffle_error(cause), Some(ShuffleError::Lost { .. })),
+            };
+            if !restarts_help {
+                return Err(match failed {
+                    Some(failed) => RunError::Job(Box::new(failed)),
+                    None => error,
+                });
             }
             let cause = friendly(cause);
             if *emitted {
@@ -533,7 +541,11 @@ impl Backend for ClusterBackend {
         state.config_mut().set_distributed_metrics_collection(true)?;
         let mut plan = self.plan_measured(&state, query, executors.len()).await?;
         let (_, memory) = self.expected();
-        let choice = Choice::of(&self.settings, &plan, executors.len(), memory)?;
+        let choice = match query {
+            // What it writes is meant to stay; only a query that is not measured moves it into place at its end.
+            LogicalPlan::Copy(_) | LogicalPlan::Dml(_) => Choice::for_measured_write(),
+            _ => Choice::of(&self.settings, &plan, executors.len(), memory)?,
+        };
         let mut run = None;
         if choice.mode == Mode::Staged && !stages(&plan)?.is_empty() {
             let slots = executors.iter().map(|e| e.resources.cores.max(1) as usize).sum::<usize>();
@@ -550,11 +562,19 @@ impl Backend for ClusterBackend {
         self.board.mode_chosen(job, choice.to_string());
         self.board.stages_planned(job, &stages(&plan)?, 0);
         let mut batches = execute_stream(Arc::clone(&plan), state.task_ctx())?;
-        while batches.try_next().await?.is_some() {}
+        let drained = async {
+            while batches.try_next().await?.is_some() {}
+            Ok(())
+        };
+        let outcome = tokio::select! {
+            outcome = drained => outcome,
+            starved = self.starved() => Err(starved),
+        };
         drop(batches);
         if let Some(run) = run {
             run.conclude().await;
         }
+        outcome?;
         if !plan.is::<DistributedExec>() {
             return Ok(Some(show_plan(plan.as_ref())));
         }

@@ -37,6 +37,11 @@ impl fmt::Display for Choice {
 }
 
 impl Choice {
+    /// `EXPLAIN ANALYZE` of a statement that writes.
+    pub fn for_measured_write() -> Self {
+        Self { mode: Mode::Pipelined, reason: "a write that is measured".to_owned() }
+    }
+
     /// `cores` is how many work at once, `memory` what their operators may use together, if that is known yet.
     pub fn of(
         settings: &Settings,

@@ -15,25 +15,28 @@ use arrow::buffer::Buffer;
 use bytes::Bytes;
 use datafusion::common::runtime::SpawnedTask;
 use datafusion::error::{DataFusionError, Result};
+use datafusion_distributed::grpc::BoxCloneSyncChannel;
 use firesteel_common::ApplicationId;
 use firesteel_common::shuffle::{OUTPUT_SUFFIX, OutputId, OutputIndex, TRAILER_BYTES};
 use firesteel_proto::v1;
 use firesteel_proto::v1::shuffle_client::ShuffleClient;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tonic::Code;
 
 /// Reads under way at once in a process, whatever the number of inputs.
 const READS_MAX: usize = 64;
+/// Decoded indexes kept in a process.
+const INDEX_BYTES_MAX: usize = 16 << 20;
 /// What all inputs of one task may have in memory, undecoded.
 const IN_FLIGHT_BYTES: usize = 64 << 20;
 const CHUNK_BYTES_MIN: usize = 32 << 10;
@@ -63,6 +66,28 @@ pub struct OutputReader {
     /// The worker of this machine and the application's directory there.
     local: Option<(String, PathBuf)>,
     gate: Arc<Semaphore>,
+    indexes: Arc<Indexes>,
+}
+
+/// Indexes of local files: every partition of a file needs its own.
+#[derive(Debug, Default)]
+struct Indexes {
+    known: Mutex<(HashMap<PathBuf, Arc<OutputIndex>>, usize)>,
+}
+
+impl Indexes {
+    fn get(&self, path: &Path) -> Option<Arc<OutputIndex>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).0.get(path).cloned()
+    }
+
+    fn put(&self, path: &Path, index: Arc<OutputIndex>) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.1 > INDEX_BYTES_MAX {
+            *known = Default::default();
+        }
+        known.1 += index.memory_bytes();
+        known.0.insert(path.to_owned(), index);
+    }
 }
 
 impl OutputReader {
@@ -71,7 +96,8 @@ impl OutputReader {
         channels: ApplicationChannels,
         local: Option<(String, PathBuf)>,
     ) -> Self {
-        Self { application, channels, local, gate: Arc::new(Semaphore::new(READS_MAX)) }
+        let gate = Arc::new(Semaphore::new(READS_MAX));
+        Self { application, channels, local, gate, indexes: Arc::default() }
     }
 
     /// The batches of one partition. Nothing is read before the stream is polled. `inputs` is how many such streams share
@@ -166,10 +192,11 @@ impl Reading {
         }
         let (path, ranges_now) = (path.clone(), ranges.take());
         let (partition, chunk) = (self.partition, self.chunk);
-        let gate = Arc::clone(&self.reader.gate);
+        let (gate, indexes) = (Arc::clone(&self.reader.gate), Arc::clone(&self.reader.indexes));
         let read = SpawnedTask::spawn(async move {
             let _permit = gate.acquire_owned().await;
-            tokio::task::spawn_blocking(move || read_file(&path, ranges_now, partition, chunk)).await
+            tokio::task::spawn_blocking(move || read_file(&indexes, &path, ranges_now, partition, chunk))
+                .await
         });
         match read.await {
             Ok(Ok(Ok((bytes, left)))) => {
@@ -201,10 +228,8 @@ impl Reading {
         };
         let (gate, channels, from) =
             (Arc::clone(&self.reader.gate), self.reader.channels.clone(), address.clone());
-        let fetched = SpawnedTask::spawn(async move {
-            let _permit = gate.acquire_owned().await;
-            fetch_patiently(&channels, &from, &request).await
-        });
+        let fetched =
+            SpawnedTask::spawn(async move { fetch_patiently(&gate, &channels, &from, &request).await });
         match fetched.await {
             Ok(Ok((bytes, all))) if bytes.is_empty() && offset < all => {
                 Err(self.lost(format!("{address} sent nothing at {offset} of {all}")))
@@ -222,17 +247,28 @@ impl Reading {
 
 /// One chunk and the partition's whole length; asks again unless the answer will not change.
 async fn fetch_patiently(
+    gate: &Semaphore,
     channels: &ApplicationChannels,
     address: &str,
     request: &v1::FetchRequest,
 ) -> Result<(Vec<u8>, u64), tonic::Status> {
     let mut pauses = REMOTE_PAUSES.iter();
     loop {
-        let status = match fetch(channels, address, request.clone()).await {
+        let fetched = match channels.channel(address).await {
+            Ok(channel) => {
+                let _permit = gate.acquire().await;
+                fetch(channel, request.clone()).await
+            }
+            Err(error) => Err(tonic::Status::unavailable(reason(&error))),
+        };
+        let status = match fetched {
             Err(status) => status,
             fetched => return fetched,
         };
-        let for_good = matches!(status.code(), Code::NotFound | Code::DataLoss | Code::InvalidArgument);
+        let for_good = matches!(
+            status.code(),
+            Code::NotFound | Code::DataLoss | Code::InvalidArgument | Code::Unauthenticated
+        );
         match pauses.next() {
             Some(pause) if !for_good => {
                 channels.forget(address);
@@ -244,11 +280,9 @@ async fn fetch_patiently(
 }
 
 async fn fetch(
-    channels: &ApplicationChannels,
-    address: &str,
+    channel: BoxCloneSyncChannel,
     request: v1::FetchRequest,
 ) -> Result<(Vec<u8>, u64), tonic::Status> {
-    let channel = channels.channel(address).await.map_err(|e| tonic::Status::unavailable(reason(&e)))?;
     let mut answers = ShuffleClient::new(channel).fetch(request).await?.into_inner();
     let (mut bytes, mut total) = (Vec::new(), 0);
     while let Some(part) = answers.message().await? {
@@ -267,6 +301,7 @@ fn reason(error: &DataFusionError) -> String {
 
 /// Up to `chunk` bytes of a partition, and what is left of it. Opens and closes the file.
 fn read_file(
+    indexes: &Indexes,
     path: &Path,
     ranges: Option<VecDeque<Range<u64>>>,
     partition: usize,
@@ -277,7 +312,16 @@ fn read_file(
     let mut ranges = match ranges {
         Some(ranges) => ranges,
         None => {
-            read_index(&file).map_err(|e| format!("{}: {e}", path.display()))?.pieces(partition).collect()
+            let index = match indexes.get(path) {
+                Some(index) => index,
+                None => {
+                    let index = read_index(&file).map_err(|e| format!("{}: {e}", path.display()))?;
+                    let index = Arc::new(index);
+                    indexes.put(path, Arc::clone(&index));
+                    index
+                }
+            };
+            index.pieces(partition).collect()
         }
     };
     let mut bytes = Vec::new();

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Encoded bytes that an attempt keeps before it writes a group.
 const GROUP_BYTES: usize = 32 << 20;
+const GROUP_BYTES_MIN: usize = 1 << 20;
 /// The application's usage is measured again after so many written bytes.
 const MEASURE_EVERY_BYTES: u64 = 256 << 20;
 
@@ -60,8 +61,13 @@ impl OutputDirectory {
             self.measured.store(usage(&self.path), Ordering::Relaxed);
             self.unmeasured.store(bytes, Ordering::Relaxed);
         }
-        let used = self.measured.load(Ordering::Relaxed) + self.unmeasured.load(Ordering::Relaxed);
-        if self.quota_bytes > 0 && used > self.quota_bytes {
+        let used = || self.measured.load(Ordering::Relaxed) + self.unmeasured.load(Ordering::Relaxed);
+        if self.quota_bytes > 0 && used() > self.quota_bytes {
+            // Much may have been discarded since it was measured.
+            self.measured.store(usage(&self.path), Ordering::Relaxed);
+            self.unmeasured.store(bytes, Ordering::Relaxed);
+        }
+        if self.quota_bytes > 0 && used() > self.quota_bytes {
             return Err(no_space(format!(
                 "the application's quota of {} MiB on this worker is used up (worker flag --shuffle-quota)",
                 self.quota_bytes >> 20
@@ -171,9 +177,12 @@ impl OutputWriter {
         };
         let grown = after - before;
         self.buffered += grown;
-        // Short of memory, what is here is written now; a single batch is not worth failing for.
-        if self.buffered >= GROUP_BYTES || self.reservation.try_grow(grown).is_err() {
+        let short = self.reservation.try_grow(grown).is_err();
+        // Short of memory, what is here is written now, unless it is too little to be worth a group.
+        if self.buffered >= GROUP_BYTES || (short && self.buffered >= GROUP_BYTES_MIN) {
             self.write_group().await?;
+        } else if short {
+            self.reservation.grow(grown);
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! SQL scripts: parse, plan, run statement by statement.
 
+pub mod limits;
 pub mod paths;
 pub mod plan;
 pub mod run;

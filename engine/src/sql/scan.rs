@@ -27,7 +27,17 @@ fn over_tasks(
     tasks: usize,
 ) -> Result<Arc<dyn ExecutionPlan>> {
     let partitions = plan.output_partitioning().partition_count();
-    let groups = cut(plan, files, partitions * tasks)?;
+    let groups = match files.limit.is_some() && partitions == 1 {
+        // Nothing above the scan repeats its limit: one task has it all.
+        true => {
+            let mut groups = vec![FileGroup::new(Vec::new()); tasks];
+            if let (Some(first), Some(whole)) = (groups.first_mut(), files.file_groups.first()) {
+                *first = whole.clone();
+            }
+            groups
+        }
+        false => cut(plan, files, partitions * tasks)?,
+    };
     let mut template = files.clone();
     template.file_groups.clear();
     let mut variants = vec![template; tasks];

@@ -16,9 +16,10 @@ use datafusion_distributed::BroadcastExec;
 use futures::StreamExt;
 use std::sync::Arc;
 
-/// Rows that wait in all partitions of an output together before they are encoded, so that ten thousand partitions do not
-/// take ten thousand times a batch of memory.
+/// What waits in all partitions of an output together before it is encoded, so that ten thousand partitions do not take ten
+/// thousand times a batch of memory.
 const WAITING_ROWS_MAX: usize = 512 << 10;
+const WAITING_BYTES_MAX: usize = 32 << 20;
 
 /// A fragment without its head, and what the head was.
 pub struct Head {
@@ -87,12 +88,14 @@ impl Head {
 struct Waiting {
     partitions: Vec<Option<BatchCoalescer>>,
     batch_rows: usize,
+    /// Taken in since everything was encoded.
+    bytes: usize,
 }
 
 impl Waiting {
     fn new(partitions: usize, batch_rows: usize) -> Self {
         let batch_rows = (WAITING_ROWS_MAX / partitions.max(1)).clamp(64.min(batch_rows), batch_rows);
-        Self { partitions: (0..partitions).map(|_| None).collect(), batch_rows }
+        Self { partitions: (0..partitions).map(|_| None).collect(), batch_rows, bytes: 0 }
     }
 
     async fn add(&mut self, partition: usize, batch: RecordBatch, writer: &mut OutputWriter) -> Result<()> {
@@ -103,14 +106,18 @@ impl Waiting {
             return datafusion::common::internal_err!("partition {partition} of {}", self.partitions.len());
         };
         let coalescer = slot.get_or_insert_with(|| BatchCoalescer::new(batch.schema(), self.batch_rows));
+        self.bytes += batch.get_array_memory_size();
         coalescer.push_batch(batch)?;
         while let Some(full) = coalescer.next_completed_batch() {
             writer.write(partition, &full).await?;
         }
+        if self.bytes > WAITING_BYTES_MAX {
+            self.flush(writer).await?;
+        }
         Ok(())
     }
 
-    async fn flush(mut self, writer: &mut OutputWriter) -> Result<()> {
+    async fn flush(&mut self, writer: &mut OutputWriter) -> Result<()> {
         for (partition, slot) in self.partitions.iter_mut().enumerate() {
             let Some(coalescer) = slot else { continue };
             coalescer.finish_buffered_batch()?;
@@ -119,6 +126,7 @@ impl Waiting {
             }
             *slot = None;
         }
+        self.bytes = 0;
         Ok(())
     }
 }

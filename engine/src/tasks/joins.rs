@@ -1,6 +1,7 @@
 //! Joins for a fragment that ran out of memory: by sorting, which spills, instead of by a hash table, which does not.
 
 use datafusion::arrow::compute::SortOptions;
+use datafusion::arrow::datatypes::DataType;
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::error::Result;
 use datafusion::physical_expr::expressions::Column;
@@ -18,7 +19,8 @@ pub fn joins_by_sorting(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn Executio
         let Some(join) = node.downcast_ref::<HashJoinExec>() else { return Ok(Transformed::no(node)) };
         let replaceable = *join.partition_mode() == PartitionMode::Partitioned
             && !join.null_aware
-            && join.fetch().is_none();
+            && join.fetch().is_none()
+            && keys_compare(join)?;
         match replaceable.then(|| by_sorting(join)).transpose()?.flatten() {
             Some(replaced) => Ok(Transformed::yes(replaced)),
             None => Ok(Transformed::no(node)),
@@ -42,14 +44,40 @@ fn by_sorting(join: &HashJoinExec) -> Result<Option<Arc<dyn ExecutionPlan>>> {
         join.null_equality(),
     )?;
     let merged: Arc<dyn ExecutionPlan> = Arc::new(merged);
-    let Some(columns) = &join.projection else { return Ok(Some(merged)) };
+    let merged = with_columns_of(join, merged)?;
+    // What stands above may rely on the order that the hash join keeps.
+    Ok(Some(match join.properties().output_ordering() {
+        Some(order) => Arc::new(SortExec::new(order.clone(), merged).with_preserve_partitioning(true)),
+        None => merged,
+    }))
+}
+
+/// Whether a merge can compare the keys, also across batches, where it knows fewer types; the order of floats is partial.
+fn keys_compare(join: &HashJoinExec) -> Result<bool> {
+    let schema = join.left().schema();
+    for (key, _) in join.on() {
+        let known = match key.data_type(&schema)? {
+            DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Boolean => true,
+            DataType::Binary | DataType::LargeBinary | DataType::Date32 | DataType::Date64 => true,
+            DataType::Decimal128(..) => true,
+            integer => integer.is_integer(),
+        };
+        if !known {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn with_columns_of(join: &HashJoinExec, merged: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
+    let Some(columns) = &join.projection else { return Ok(merged) };
     // A hash join may leave columns out by itself.
     let schema = merged.schema();
     let kept = columns.iter().map(|&at| {
         let name = schema.field(at).name();
         ProjectionExpr { expr: Arc::new(Column::new(name, at)) as Arc<dyn PhysicalExpr>, alias: name.clone() }
     });
-    Ok(Some(Arc::new(ProjectionExec::try_new(kept.collect::<Vec<_>>(), merged)?)))
+    Ok(Arc::new(ProjectionExec::try_new(kept.collect::<Vec<_>>(), merged)?))
 }
 
 /// Each partition sorted by the keys, in the order that the merge expects.

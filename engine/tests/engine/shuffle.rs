@@ -112,14 +112,15 @@ async fn a_file_gives_back_each_partition() {
 #[tokio::test]
 async fn short_of_memory_an_output_has_many_groups() {
     let dir = tempfile::tempdir().unwrap();
-    let tight: Arc<dyn MemoryPool> = Arc::new(GreedyMemoryPool::new(20_000));
+    let tight: Arc<dyn MemoryPool> = Arc::new(GreedyMemoryPool::new(2 << 20));
     let mut out = writer(&launch(dir.path()), 0, 2, 0, &tight);
     for n in 0..40 {
-        out.write(n % 2, &batch(n as i64 * 1000, 1000)).await.unwrap();
+        out.write(n % 2, &batch(n as i64 * 100_000, 100_000)).await.unwrap();
     }
     out.finish().await.unwrap();
     assert_eq!(tight.reserved(), 0);
-    let expected: Vec<RecordBatch> = (0..40).filter(|n| n % 2 == 1).map(|n| batch(n * 1000, 1000)).collect();
+    let expected: Vec<RecordBatch> =
+        (0..40).filter(|n| n % 2 == 1).map(|n| batch(n * 100_000, 100_000)).collect();
     assert_eq!(rows(&read(dir.path(), 0, 1).await.unwrap()), rows(&expected));
 }
 
@@ -141,7 +142,10 @@ async fn an_attempt_that_is_dropped_leaves_no_file() {
     let dir = tempfile::tempdir().unwrap();
     let tight: Arc<dyn MemoryPool> = Arc::new(GreedyMemoryPool::new(1));
     let mut out = writer(&launch(dir.path()), 0, 1, 0, &tight);
-    out.write(0, &batch(0, 10)).await.unwrap();
+    // Enough for a group.
+    for n in 0..10 {
+        out.write(0, &batch(n * 100_000, 100_000)).await.unwrap();
+    }
     let files = || {
         let query = std::fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
         std::fs::read_dir(query).unwrap().count()

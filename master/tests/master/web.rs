@@ -122,6 +122,7 @@ impl Cluster {
             executor: 1,
             started_ms: self.now_ms,
             ended_ms: if index == 0 { self.now_ms + 1500 } else { 0 },
+            attempts: 1,
         };
         let job = JobProgress {
             id: 3,
@@ -132,6 +133,8 @@ impl Cluster {
                 id: 2,
                 description: format!("Scan {HOSTILE}"),
                 tasks: (0..tasks).map(task).collect(),
+                task_count: tasks,
+                ..Default::default()
             }],
             rows: 12_345,
             error: HOSTILE.into(),

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Executors write, this worker serves: so outputs outlive the executor that made them. They also outlive the worker's
-//! daemon, because the directory stays and the worker's id with it. They go when a leader says that their application keeps
-//! nothing here any more ([`store`]).
+//! daemon, because the directory stays and the worker's id with it; not the machine's next start, because nobody syncs them.
+//! They go when a leader says that their application keeps nothing here any more ([`store`]).
 //!
 //! | module | holds |
 //! |---|---|

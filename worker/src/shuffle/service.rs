@@ -191,6 +191,10 @@ impl Shuffle for ShuffleService {
         let outputs = request.outputs.iter().map(|text| text.parse()).collect::<Result<Vec<OutputId>, _>>();
         let outputs = outputs.map_err(|error| invalid(&error))?;
         let queries = request.queries.iter().map(|text| query(text)).collect::<Result<Vec<_>, _>>()?;
+        if outputs.is_empty() && queries.is_empty() {
+            // Somebody asks whether this worker is there.
+            return Ok(Response::new(v1::DiscardResponse {}));
+        }
         let _turn = self.inner.discards.acquire().await.map_err(|error| invalid(&error))?;
         let (root, id) = (self.inner.root.clone(), application.clone());
         let discarded = tokio::task::spawn_blocking(move || discard(&root, &id, &outputs, &queries)).await;

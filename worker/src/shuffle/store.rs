@@ -27,27 +27,40 @@ pub struct Store {
 }
 
 impl Store {
-    /// Takes over what an earlier run has left in `root`, which must exist and in which nothing may be running: outputs
-    /// stay for now, what was being written or removed goes.
-    pub fn open(root: PathBuf) -> io::Result<Self> {
+    /// Takes over what an earlier run has left in `root`, which must exist and in which nothing may be running. What was
+    /// being written or removed goes. Outputs stay for now if they are `whole`: nobody syncs them, so of those from before a
+    /// reboot parts may be missing, and they go, too.
+    pub fn open(root: PathBuf, whole: bool) -> io::Result<Self> {
         let remover = Remover::start(root.clone())?;
-        let mut present = BTreeSet::new();
-        for entry in std::fs::read_dir(&root)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let Some(name) = name.to_str() else { continue };
+        let (tenants, stuck) = (watch::Sender::new(None), BTreeSet::new());
+        let mut store = Self { root, tenants, present: BTreeSet::new(), stuck, remover, removals: 0 };
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&store.root)? {
+            names.extend(entry?.file_name().into_string());
+        }
+        for name in names {
             if name.starts_with(REMOVED_PREFIX) {
-                remover.remove(entry.path());
+                store.remover.remove(store.root.join(name));
             } else if let Ok(id) = name.parse::<ApplicationId>() {
-                // Before any new executor can write: this knows no executors' numbers.
-                if let Err(error) = remove_temporary(&root, &id, TEMPORARY_PREFIX) {
-                    tracing::warn!(application = %id, "cannot remove unfinished map outputs: {error}");
-                }
-                present.insert(id);
+                store.take_over(id, whole)?;
             }
         }
-        let tenants = watch::Sender::new(None);
-        Ok(Self { root, tenants, present, stuck: BTreeSet::new(), remover, removals: 0 })
+        Ok(store)
+    }
+
+    fn take_over(&mut self, id: ApplicationId, whole: bool) -> io::Result<()> {
+        if !whole {
+            // Better not to start than to serve them.
+            self.set_aside(&id)?;
+            tracing::info!(application = %id, "removing its map outputs: the machine has been started anew since");
+            return Ok(());
+        }
+        // Before any new executor can write: this knows no executors' numbers.
+        if let Err(error) = remove_temporary(&self.root, &id, TEMPORARY_PREFIX) {
+            tracing::warn!(application = %id, "cannot remove unfinished map outputs: {error}");
+        }
+        self.present.insert(id);
+        Ok(())
     }
 
     pub fn tenants(&self) -> watch::Receiver<Tenants> {
@@ -161,7 +174,7 @@ mod tests {
         for n in 1..=3 {
             put(root, &format!("app-{n}/q/1-0-0.shuffle"));
         }
-        let mut store = Store::open(root.into()).unwrap();
+        let mut store = Store::open(root.into(), true).unwrap();
         store.tidy(|_| false);
         assert_eq!(names(root).len(), 3);
         store.assign(tenants(&[1]));
@@ -185,18 +198,28 @@ mod tests {
     }
 
     #[test]
+    fn after_a_reboot_nothing_is_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        put(dir.path(), "app-1/q/1-0-0.shuffle");
+        put(dir.path(), "lost+found/x");
+        let _store = Store::open(dir.path().into(), false).unwrap();
+        assert!(!dir.path().join("app-1").exists(), "before anybody could be served");
+        eventually("app-1 gone", || names(dir.path()) == ["lost+found".to_owned()].into());
+    }
+
+    #[test]
     fn a_name_that_is_left_from_before_is_not_used_again() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path();
         put(root, "app-1/q/1-0-0.shuffle");
-        let mut store = Store::open(root.into()).unwrap();
+        let mut store = Store::open(root.into(), true).unwrap();
         // As if its removal had been stuck since the last start.
         put(root, ".removed-app-1-1/x");
         store.assign(tenants(&[]));
         store.tidy(|_| false);
         eventually("app-1 gone", || names(root) == [".removed-app-1-1".to_owned()].into());
         drop(store);
-        let _store = Store::open(root.into()).unwrap();
+        let _store = Store::open(root.into(), true).unwrap();
         eventually("the leftover gone", || names(root).is_empty());
     }
 
@@ -208,7 +231,7 @@ mod tests {
         std::os::unix::fs::symlink(outside.path(), root.join("app-1")).unwrap();
         put(root, "app-2/x");
         std::os::unix::fs::symlink(outside.path().join("q"), root.join("app-2/q")).unwrap();
-        let mut store = Store::open(root.into()).unwrap();
+        let mut store = Store::open(root.into(), true).unwrap();
         for application in [app(1), app(2)] {
             store.executor_ended(&ExecutorId { application, number: 1 });
         }

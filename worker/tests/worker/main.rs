@@ -3,6 +3,8 @@
 
 mod daemon;
 mod failover;
+mod shuffle;
+mod shuffle_life;
 mod supervisor;
 #[path = "../support/mod.rs"]
 mod support;

@@ -2,6 +2,7 @@
 
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::error::Result;
+use datafusion::physical_plan::aggregates::AggregateExec;
 use datafusion::physical_plan::limit::{GlobalLimitExec, LocalLimitExec};
 use datafusion::physical_plan::repartition::RepartitionExec;
 use datafusion::physical_plan::windows::{BoundedWindowAggExec, WindowAggExec};
@@ -67,20 +68,27 @@ fn collect(plan: &Arc<dyn ExecutionPlan>, inputs: &mut Vec<u32>, graph: &mut Gra
     Ok(())
 }
 
-/// Only a hash partitioning can tear one run of a task from another: any other output is read as a whole by each of its
-/// readers. Its rows must not depend on which came first, nor on chance, nor its keys on the order of a sum.
+/// A reader that takes part of an output, or one of several that take all of it, may see another run of the task than the
+/// readers before it. Then the rows must not depend on which came first, nor on chance, nor a key on the order of a sum. What
+/// one reader takes as a whole may.
 fn is_repeatable(plan: &Arc<dyn ExecutionPlan>) -> Result<bool> {
-    let Some(head) = plan.downcast_ref::<RepartitionExec>() else { return Ok(true) };
-    if let Partitioning::Hash(keys, _) = head.partitioning() {
-        let schema = head.input().schema();
-        for key in keys {
-            if key.data_type(&schema)?.is_floating() {
-                return Ok(false);
+    let body = if let Some(head) = plan.downcast_ref::<RepartitionExec>() {
+        if let Partitioning::Hash(keys, _) = head.partitioning() {
+            let schema = head.input().schema();
+            for key in keys {
+                if key.data_type(&schema)?.is_floating() {
+                    return Ok(false);
+                }
             }
         }
-    }
+        head.input()
+    } else if let Some(head) = plan.downcast_ref::<BroadcastExec>() {
+        head.input()
+    } else {
+        return Ok(true);
+    };
     let mut repeatable = true;
-    head.input().apply(|node| {
+    body.apply(|node| {
         if node.is_network_boundary() {
             return Ok(TreeNodeRecursion::Jump);
         }
@@ -88,7 +96,8 @@ fn is_repeatable(plan: &Arc<dyn ExecutionPlan>) -> Result<bool> {
             || node.is::<GlobalLimitExec>()
             || node.is::<LocalLimitExec>()
             || node.is::<WindowAggExec>()
-            || node.is::<BoundedWindowAggExec>();
+            || node.is::<BoundedWindowAggExec>()
+            || node.downcast_ref::<AggregateExec>().is_some_and(aggregates_by_order);
         let mut volatile = false;
         node.apply_expressions(&mut |expression| {
             expression.apply(|part| {
@@ -103,6 +112,16 @@ fn is_repeatable(plan: &Arc<dyn ExecutionPlan>) -> Result<bool> {
         Ok(TreeNodeRecursion::Continue)
     })?;
     Ok(repeatable)
+}
+
+/// Whether the order of the input may show in the result: the first of something, a list, a sum of floats.
+fn aggregates_by_order(aggregate: &AggregateExec) -> bool {
+    aggregate.limit_options().is_some()
+        || aggregate.aggr_expr().iter().any(|function| {
+            let floating = function.field().data_type().is_floating();
+            !matches!(function.fun().name(), "count" | "min" | "max" | "bool_and" | "bool_or" | "sum" | "avg")
+                || floating
+        })
 }
 
 impl Graph {

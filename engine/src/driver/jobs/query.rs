@@ -104,16 +104,19 @@ struct Shared {
     jobs: Jobs,
     reader: OutputReader,
     fragments: Mutex<Fragments>,
-    news: watch::Sender<News>,
+    /// The runner's end, until the job is submitted: what is left then ends with the runner.
+    to_news: Mutex<Option<watch::Sender<News>>>,
+    news: watch::Receiver<News>,
     /// Result partitions of a task that have not been read to their end.
     unread: Mutex<HashMap<TaskKeyParts, usize>>,
+    /// The attempt that a result's rows come from, once there are any: another one may have other rows in each partition.
+    chosen: Mutex<HashMap<TaskKeyParts, AttemptId>>,
 }
 
 #[derive(Default)]
 struct Fragments {
     by_task: HashMap<TaskKeyParts, Arc<Fragment>>,
     headers: Option<Arc<BTreeMap<String, String>>>,
-    submitted: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -129,6 +132,7 @@ impl Drop for Shared {
 impl StagedQuery {
     /// `measure`: the tasks' measurements are handed to the plan's own collection.
     pub fn new(jobs: &Jobs, pool: &str, graph: Graph, reader: OutputReader, measure: bool) -> Self {
+        let (to_news, news) = watch::channel(News::default());
         let shared = Shared {
             job: jobs.next_job(),
             pool: pool.to_owned(),
@@ -137,8 +141,10 @@ impl StagedQuery {
             jobs: jobs.clone(),
             reader,
             fragments: Mutex::default(),
-            news: watch::Sender::new(News::default()),
+            to_news: Mutex::new(Some(to_news)),
+            news,
             unread: Mutex::default(),
+            chosen: Mutex::default(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -176,14 +182,15 @@ impl StagedQuery {
         let to = Mutex::new(self.shared.measure.then_some(to));
         let fragment = Fragment { plan, context: Arc::clone(context), headers, metrics: to };
         fragments.by_task.insert(key, Arc::new(fragment));
-        if fragments.by_task.len() == self.shared.graph.tasks() && !fragments.submitted {
-            fragments.submitted = true;
+        if fragments.by_task.len() == self.shared.graph.tasks()
+            && let Some(news) = lock(&self.shared.to_news).take()
+        {
             let graph = self.shared.graph.clone();
             self.shared.jobs.send(Command::Submit {
                 spec: graph.staged_job(self.shared.job, &self.shared.pool),
                 graph,
                 fragments: std::mem::take(&mut fragments.by_task),
-                news: self.shared.news.clone(),
+                news,
             });
         }
         Ok(metrics)
@@ -194,7 +201,7 @@ impl StagedQuery {
     fn result(&self, key: TaskKeyParts, partition: usize) -> BoxStream<'static, Result<RecordBatch>> {
         let state = ResultStream {
             query: self.clone(),
-            news: self.shared.news.subscribe(),
+            news: self.shared.news.clone(),
             key,
             partition,
             batches: None,
@@ -213,6 +220,23 @@ impl StagedQuery {
             }
         })
         .boxed()
+    }
+
+    /// Rows of this attempt are the task's result from now on; an error if those of another one are already.
+    fn choose(&self, key: TaskKeyParts, attempt: AttemptId) -> Result<()> {
+        let mut chosen = lock(&self.shared.chosen);
+        let first = *chosen.entry(key).or_insert(attempt);
+        if first != attempt {
+            let reason = "a part of it was read before it got lost".to_owned();
+            let output = self.output(first);
+            return Err(ShuffleError::Lost { output, reason }.into());
+        }
+        Ok(())
+    }
+
+    fn output(&self, attempt: AttemptId) -> OutputId {
+        let TaskId { stage, task, .. } = attempt.task;
+        OutputId { query: self.shared.graph.query, stage: stage.0, task, attempt: attempt.attempt }
     }
 
     fn read_to_end(&self, key: TaskKeyParts) {
@@ -249,9 +273,15 @@ impl ResultStream {
                 continue;
             };
             match batches.next().await {
-                None => return Ok(None),
+                None => {
+                    self.query.choose(self.key, *attempt)?;
+                    return Ok(None);
+                }
                 Some(Ok(batch)) => {
-                    self.begun = true;
+                    if !self.begun {
+                        self.query.choose(self.key, *attempt)?;
+                        self.begun = true;
+                    }
                     return Ok(Some(batch));
                 }
                 Some(Err(error)) => {
@@ -280,12 +310,7 @@ impl ResultStream {
                     && self.not != Some(*attempt)
                 {
                     let shared = &self.query.shared;
-                    let output = OutputId {
-                        query: shared.graph.query,
-                        stage: self.key.0,
-                        task: self.key.1,
-                        attempt: attempt.attempt,
-                    };
+                    let output = self.query.output(*attempt);
                     let source = match place {
                         ResultPlace::Inline(parts) => {
                             Source::Inline(parts.get(&(self.partition as u32)).cloned().unwrap_or_default())

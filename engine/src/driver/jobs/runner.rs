@@ -17,7 +17,9 @@ use firesteel_engine_core::{
 };
 use firesteel_proto::v1;
 use firesteel_proto::v1::shuffle_client::ShuffleClient;
+use futures::FutureExt;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -26,6 +28,8 @@ use tokio::task::AbortHandle;
 
 /// Who does not answer a probe within this is taken for dead.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long an executor that did not answer is left alone.
+const PROBE_AGAIN: Duration = Duration::from_secs(3);
 /// Pairs of producer and consumer tasks up to which outputs travel in messages: every consumer is sent all of them.
 const INLINE_PAIRS_MAX: u64 = 1024;
 /// Pictures of the tasks are taken at most this often.
@@ -66,7 +70,6 @@ pub enum Command {
     Probed {
         executor: u32,
         alive: bool,
-        waiting: Vec<(AttemptId, String)>,
     },
     /// The worker of an output that could not be read was looked at.
     HostProbed {
@@ -100,6 +103,7 @@ impl Jobs {
             inline_bytes_max,
             jobs: HashMap::new(),
             executors: BTreeMap::new(),
+            silent: BTreeMap::new(),
             hosts: BTreeMap::new(),
             attempts: HashMap::new(),
             probes: HashMap::new(),
@@ -143,6 +147,8 @@ struct Runner {
     inline_bytes_max: u64,
     jobs: HashMap<JobId, Job>,
     executors: BTreeMap<u32, Executor>,
+    /// Those that did not answer, and that the master still lists.
+    silent: BTreeMap<u32, Executor>,
     /// Where each worker's outputs are served.
     hosts: BTreeMap<String, String>,
     attempts: HashMap<AttemptId, AbortHandle>,
@@ -180,7 +186,9 @@ impl Runner {
         match command {
             Command::Submit { spec, graph, fragments, news } => {
                 let id = spec.id;
-                let statement = self.jobs.remove(&id).and_then(|job| job.statement);
+                // Its query has ended already.
+                let Some(announced) = self.jobs.remove(&id) else { return };
+                let statement = announced.statement;
                 let job = Job {
                     graph,
                     fragments,
@@ -209,11 +217,11 @@ impl Runner {
             }
             Command::Release(job, done) => {
                 self.picture(job);
+                self.tell(Event::Release { job });
+                self.jobs.remove(&job);
                 if let Some(done) = done {
                     let _ = done.send(());
                 }
-                self.tell(Event::Release { job });
-                self.jobs.remove(&job);
             }
             Command::Delivered(task) => self.tell(Event::Delivered { task, all: true }),
             Command::ResultLost { attempt, message } => {
@@ -221,13 +229,20 @@ impl Runner {
             }
             Command::Fleet { executors, hosts } => self.fleet(executors, hosts),
             Command::Ended { attempt, executor, outcome } => self.ended(attempt, executor, outcome),
-            Command::Probed { executor, alive, waiting } => {
-                let mut waiting = waiting;
-                waiting.extend(self.probes.remove(&executor).unwrap_or_default());
-                if !alive && self.executors.remove(&executor).is_some() {
+            Command::Probed { executor, alive } => {
+                let waiting = self.probes.remove(&executor).unwrap_or_default();
+                if !alive && let Some(silent) = self.executors.remove(&executor) {
                     let reason = waiting.first().map(|(_, m)| m.clone()).unwrap_or_default();
-                    tracing::warn!("lost executor {executor}: {reason}");
+                    tracing::warn!("executor {executor} does not answer: {reason}");
                     self.tell(Event::ExecutorLost { executor: ExecutorId(executor), reason });
+                    self.silent.insert(executor, silent);
+                }
+                if alive && let Some(back) = self.silent.remove(&executor) {
+                    self.executors.insert(executor, back);
+                }
+                if self.silent.contains_key(&executor) {
+                    // Only the master can say that it has ended; until then it may have been busy.
+                    self.probe_executor(executor, PROBE_AGAIN);
                 }
                 for (attempt, message) in waiting {
                     self.tell(Event::Failed { attempt, failure: Failure::ExecutorGone(message) });
@@ -241,9 +256,13 @@ impl Runner {
                 let events = self.host_probes.remove(&worker).unwrap_or_default();
                 if !alive {
                     tracing::warn!("the map outputs of worker {worker} are lost: it does not answer");
-                    self.hosts.remove(&worker);
                     let reason = "it does not answer".to_owned();
                     self.tell(Event::WorkerLost { worker: WorkerKey::from(worker.as_str()), reason });
+                    // Its executors count as lost with it. Those that answer nevertheless get tasks again.
+                    let on_it = self.executors.values().filter(|e| e.worker == worker);
+                    for number in on_it.map(|e| e.number).collect::<Vec<_>>() {
+                        self.probe_executor(number, Duration::ZERO);
+                    }
                 }
                 for event in events {
                     self.tell(event);
@@ -313,12 +332,15 @@ impl Runner {
             return;
         };
         let Some(order) = self.order(attempt, sort_merge_joins) else {
-            tracing::error!("{attempt} has no fragment");
+            let outcome = Outcome::Impossible(format!("{attempt} has no fragment"));
+            let _ = own.send(Command::Ended { attempt, executor: executor.0, outcome });
             return;
         };
         let channels = self.channels.clone();
         let running = tokio::spawn(async move {
-            let outcome = attempts::run(channels, address, order).await;
+            let run = AssertUnwindSafe(attempts::run(channels, address, order)).catch_unwind();
+            let outcome =
+                run.await.unwrap_or_else(|_| Outcome::Impossible("the driver could not send it".to_owned()));
             let _ = own.send(Command::Ended { attempt, executor: executor.0, outcome });
         });
         self.attempts.insert(attempt, running.abort_handle());
@@ -453,19 +475,28 @@ impl Runner {
 
     /// A call broke: is the executor gone, or only the call?
     fn look_at_executor(&mut self, attempt: AttemptId, number: u32, message: String) {
-        let known = self.executors.get(&number).map(|e| e.address.clone());
-        let (Some(address), Some(own)) = (known, self.own.upgrade()) else {
+        if !self.executors.contains_key(&number) {
             return self.tell(Event::Failed { attempt, failure: Failure::ExecutorGone(message) });
-        };
+        }
         if let Some(waiting) = self.probes.get_mut(&number) {
             waiting.push((attempt, message));
             return;
         }
         self.probes.insert(number, vec![(attempt, message)]);
+        self.probe_executor(number, Duration::ZERO);
+    }
+
+    /// Looks whether an executor answers, after a pause.
+    fn probe_executor(&self, number: u32, pause: Duration) {
+        let known = self.executors.get(&number).or_else(|| self.silent.get(&number));
+        let (Some(address), Some(own)) = (known.map(|e| e.address.clone()), self.own.upgrade()) else {
+            return;
+        };
         let channels = self.channels.clone();
         tokio::spawn(async move {
+            tokio::time::sleep(pause).await;
             let alive = executor_answers(&channels, &address).await;
-            let _ = own.send(Command::Probed { executor: number, alive, waiting: Vec::new() });
+            let _ = own.send(Command::Probed { executor: number, alive });
         });
     }
 
@@ -504,6 +535,16 @@ impl Runner {
             // Locations are told by their number.
             if let Some(job) = self.jobs.get_mut(&job) {
                 job.inputs.clear();
+                let hosts = &self.hosts;
+                job.news.send_modify(|news| {
+                    for (_, place) in news.results.values_mut() {
+                        if let ResultPlace::Worker { worker, address } = place
+                            && let Some(now) = hosts.get(worker)
+                        {
+                            address.clone_from(now);
+                        }
+                    }
+                });
             }
         }
         for worker in gone {
@@ -517,7 +558,11 @@ impl Runner {
             let reason = "it has ended".to_owned();
             self.tell(Event::ExecutorLost { executor: ExecutorId(number), reason });
         }
+        self.silent.retain(|number, _| now.contains(number));
         for executor in executors {
+            if self.silent.contains_key(&executor.number) {
+                continue;
+            }
             if self.executors.insert(executor.number, executor.clone()).is_none() {
                 self.executor_up(&executor);
             }

@@ -114,17 +114,29 @@ async fn fetch(
     output: &str,
     partition: u32,
 ) -> Result<Stream, Status> {
-    let request = v1::FetchRequest { application_id: application.into(), output: output.into(), partition };
+    let request = v1::FetchRequest {
+        application_id: application.into(),
+        output: output.into(),
+        partition,
+        offset: 0,
+        max_bytes: u64::MAX,
+    };
     Ok(service.fetch(with_token(request, token)).await?.into_inner())
 }
 
+/// All that there is; a stream of nothing says so.
 async fn read(mut stream: Stream) -> Result<Vec<u8>, Status> {
     let mut all = Vec::new();
+    let mut total = None;
     while let Some(chunk) = soon("a chunk", stream.next()).await {
-        let bytes = chunk?.bytes;
-        assert!(!bytes.is_empty() && bytes.len() <= CHUNK, "{}", bytes.len());
+        let v1::FetchedBytes { bytes, partition_bytes } = chunk?;
+        assert!(bytes.len() <= CHUNK, "{}", bytes.len());
+        assert_eq!(bytes.is_empty(), partition_bytes == 0);
+        assert!(total.is_none_or(|total| total == partition_bytes));
+        total = Some(partition_bytes);
         all.extend(bytes);
     }
+    assert_eq!(total, Some(all.len() as u64));
     Ok(all)
 }
 
@@ -150,6 +162,42 @@ async fn a_partition_is_its_pieces_of_all_groups_in_order() {
     assert_eq!((counters.fetches(), counters.failures()), (4, 1));
     assert_eq!(counters.read_bytes(), 5 + 5 + large.len() as u64);
     eventually("all files closed", || bench.service.slots().used() == 0 && counters.streams() == 0).await;
+}
+
+#[tokio::test]
+async fn a_reader_asks_again_from_where_it_is() {
+    let bench = Bench::new(Bounds::default());
+    let bytes = noise(2 * CHUNK + 100, 8);
+    let (first, second) = bytes.split_at(1000);
+    bench.write(&output(0), &[&[b"x", first], &[b"y", b""], &[b"z", second]]);
+    let ask = |offset, max_bytes| {
+        let request = v1::FetchRequest {
+            application_id: "app-1".into(),
+            output: output(0).to_string(),
+            partition: 1,
+            offset,
+            max_bytes,
+        };
+        let answer = bench.service.fetch(with_token(request, Some(TOKEN)));
+        async {
+            let chunks: Vec<_> = soon("all chunks", answer.await.unwrap().into_inner().collect()).await;
+            let chunks: Vec<v1::FetchedBytes> = chunks.into_iter().map(Result::unwrap).collect();
+            assert!(chunks.iter().all(|chunk| chunk.partition_bytes == bytes.len() as u64));
+            assert!(chunks.len() == 1 || chunks.iter().all(|chunk| !chunk.bytes.is_empty()));
+            chunks.into_iter().flat_map(|chunk| chunk.bytes).collect::<Vec<_>>()
+        }
+    };
+    assert_eq!(ask(0, 0).await, b"", "only how much there is");
+    for (offset, max_bytes) in [(0, 1), (999, 2), (1, 300_000), (5000, 50), (0, u64::MAX), (u64::MAX, 1)] {
+        let start = bytes.len().min(usize::try_from(offset).unwrap_or(usize::MAX));
+        let end = bytes.len().min(start.saturating_add(usize::try_from(max_bytes).unwrap()));
+        assert!(ask(offset, max_bytes).await == bytes[start..end], "{offset} {max_bytes}");
+    }
+    let mut got = Vec::new();
+    while got.len() < bytes.len() {
+        got.extend(ask(got.len() as u64, 70_001).await);
+    }
+    assert!(got == bytes);
 }
 
 #[tokio::test]

@@ -1,7 +1,8 @@
 //! How long map outputs stay: the real worker, its executors, and masters that change their minds.
 
-mod support;
-
+use crate::support::master::{Master, TOKEN, cluster_url, executor};
+use crate::support::worker::{Bench, Worker, exists, get};
+use crate::support::{LIMIT, eventually, is_alive, kill};
 use firesteel_common::shuffle::{OutputId, OutputIndex};
 use firesteel_proto::v1;
 use firesteel_proto::v1::ExecutorState::{Killed, Running};
@@ -9,9 +10,6 @@ use firesteel_proto::v1::shuffle_client::ShuffleClient;
 use rustix::process::Signal;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use support::master::{Master, TOKEN, cluster_url, executor};
-use support::worker::{Bench, Worker, exists, get};
-use support::{LIMIT, eventually, is_alive, kill};
 use tonic::{Code, Request, Status};
 
 fn output(task: u32) -> OutputId {
@@ -34,7 +32,12 @@ async fn read(worker: &Worker, id: &OutputId, token: &str) -> Result<Vec<u8>, St
 
 async fn read_at(address: &str, id: &OutputId, token: &str) -> Result<Vec<u8>, Status> {
     let channel = firesteel_proto::channel::connect(address).await.unwrap();
-    let message = v1::FetchRequest { application_id: "app-1".into(), output: id.to_string(), partition: 0 };
+    let message = v1::FetchRequest {
+        application_id: "app-1".into(),
+        output: id.to_string(),
+        max_bytes: u64::MAX,
+        ..Default::default()
+    };
     let mut request = Request::new(message);
     request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
     let reading = async {
@@ -165,6 +168,28 @@ async fn a_restarted_worker_serves_what_it_had_and_removes_nothing_unasked() {
     kill(worker.pid(), Signal::TERM);
     worker.wait();
     assert!(exists(&query.join("1-0-0.shuffle")), "a worker that is stopped keeps them, too");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outputs_from_before_a_reboot_are_not_served() {
+    let (master, bench) = (Master::start().await, Bench::new());
+    let mut worker = bench.start(&master.url());
+    master.keep_shuffles(&["app-1"]);
+    master.assign(vec![executor(1, "")]);
+    master.state("executor-1", Running).await;
+    write(&bench, &output(0), b"rows");
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    assert_eq!(std::fs::read_to_string(bench.path("w/boot-id")).unwrap(), boot_id.trim());
+    kill(worker.pid(), Signal::KILL);
+    worker.wait();
+    std::fs::write(bench.path("w/boot-id"), "another").unwrap();
+    std::fs::remove_file(bench.path("ready")).unwrap();
+    master.assign(vec![executor(2, "")]);
+    let worker = bench.start(&master.url());
+    master.state("executor-2", Running).await;
+    assert_eq!(names(&bench.shuffle("app-1")), [""; 0]);
+    assert_eq!(read(&worker, &output(0), TOKEN).await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(std::fs::read_to_string(bench.path("w/boot-id")).unwrap(), boot_id.trim());
 }
 
 #[tokio::test(flavor = "multi_thread")]
