@@ -66,6 +66,50 @@ impl Suite {
     }
 }
 
+/// The queries' texts with other parameters, so that every one of them has rows at the tests' scale, where the values
+/// of the texts do not occur: nothing is proven by two empty results.
+pub fn with_small_parameters(suite: Suite, number: u32, text: &str) -> String {
+    let mut text = text.to_owned();
+    let own = SMALL_PARAMETERS.iter().filter(|(name, query, ..)| (*name, *query) == (suite.name, number));
+    for (name, query, from, to) in own {
+        assert!(text.contains(from), "{name} q{query} holds {from:?} no longer");
+        text = text.replace(from, to);
+    }
+    text
+}
+
+const SMALL_PARAMETERS: [(&str, u32, &str, &str); 29] = [
+    ("tpcds", 8, "count(*) > 10", "count(*) > 0"),
+    ("tpcds", 8, "'24128'", "'31669'"),
+    ("tpcds", 10, "ca_county IN", "ca_county NOT IN"),
+    ("tpcds", 23, "count(*) >4", "count(*) > 0"),
+    ("tpcds", 24, "s_zip = ca_zip", "s_gmt_offset = ca_gmt_offset"),
+    ("tpcds", 24, "'peach'", "'sky'"),
+    ("tpcds", 31, "ca_county", "ca_state"),
+    ("tpcds", 37, "i_manufact_id IN", "i_manufact_id NOT IN"),
+    ("tpcds", 41, "738 AND 738+40", "1 AND 1000"),
+    ("tpcds", 44, "ss_store_sk = 4", "ss_store_sk = 1"),
+    ("tpcds", 54, "i_class = 'maternity'", "i_class <> 'maternity'"),
+    ("tpcds", 54, "ca_county = s_county", "ca_county <> s_county"),
+    ("tpcds", 54, "ca_state = s_state", "ca_state <> s_state"),
+    ("tpcds", 58, "0.9 *", "0.1 *"),
+    ("tpcds", 58, "1.1 *", "10 *"),
+    ("tpcds", 64, "'purple'", "'sky'"),
+    ("tpcds", 64, "64 AND 64 + 10", "0 AND 100"),
+    ("tpcds", 64, "64 + 1 AND 64 + 15", "0 AND 100"),
+    ("tpcds", 82, "i_manufact_id IN", "i_manufact_id NOT IN"),
+    ("tpcds", 83, "d_week_seq IN", "d_week_seq NOT IN"),
+    ("tpcds", 84, "= 'Edgewood'", "<> 'Edgewood'"),
+    ("tpcds", 84, ">= 38128", ">= 0"),
+    ("tpcds", 84, "38128 + 50000", "200000"),
+    ("tpcds", 85, "d_year = 2000", "d_year > 1900"),
+    ("tpcds", 85, "ca_state IN", "ca_state NOT IN"),
+    ("tpcds", 85, "100 AND 200", "-10000 AND 10000"),
+    ("tpcds", 85, "50.00 AND 100.00", "0 AND 300"),
+    ("tpcds", 91, "LIKE 'Unknown%'", "LIKE '%'"),
+    ("tpcds", 91, "-7", "-5"),
+];
+
 /// Where cargo keeps the crate, as `cargo metadata` tells.
 fn sources_of_datafusion_distributed() -> PathBuf {
     let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
