@@ -28,6 +28,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+/// A session and the headers that it was made from.
+type Session = (BTreeMap<String, String>, Arc<TaskContext>);
+
 /// What all tasks of an executor share.
 pub struct TaskRunner {
     runtime: Arc<RuntimeEnv>,
@@ -39,7 +42,7 @@ pub struct TaskRunner {
     memory_bytes: u64,
     slots: usize,
     /// The session of the last task: building one costs more than a small task.
-    session: Mutex<Option<(BTreeMap<String, String>, Arc<TaskContext>)>>,
+    session: Mutex<Option<Session>>,
 }
 
 impl TaskRunner {
