@@ -1,6 +1,6 @@
 //! One application: its state and why, its executors, its jobs, stages and tasks.
 
-use super::format::{bytes, count, duration, moment};
+use super::format::{bytes, count, duration, moment, plural};
 use super::layout::{application_state, cell, executor_state, head, number_cell, parts_bar, task_state};
 use super::{View, application_path};
 use firesteel_common::{DeployMode, MemorySize};
@@ -242,7 +242,7 @@ fn stage_tasks(stage: &StageProgress) -> Markup {
 fn stage_output(stage: &StageProgress) -> Markup {
     html! {
         @if stage.output_bytes == 0 { "–" } @else {
-            (count(stage.output_rows)) " rows, " (bytes(stage.output_bytes))
+            (plural(stage.output_rows, "row")) ", " (bytes(stage.output_bytes))
         }
         @if stage.spilled_bytes > 0 { span.warn { ", " (bytes(stage.spilled_bytes)) " spilled" } }
     }

@@ -84,13 +84,17 @@ pub fn moment(at_ms: u64, now_ms: u64) -> Markup {
     html! { time datetime=(machine) title=(absolute) { (ago(now_ms.saturating_sub(at_ms))) } }
 }
 
-/// `1,234,567`
-/// `0.0 MiB`, `12.5 MiB`, `3.1 GiB`: large enough units that they can be compared at a glance.
+/// `12 KiB`, `12.5 MiB`, `3.1 GiB`
 pub fn bytes(bytes: u64) -> String {
-    let mib = bytes as f64 / f64::from(1 << 20);
-    if mib < 1024.0 { format!("{mib:.1} MiB") } else { format!("{:.1} GiB", mib / 1024.0) }
+    let kib = bytes as f64 / 1024.0;
+    match bytes {
+        0..0x10_0000 => format!("{:.0} KiB", kib.ceil()),
+        0x10_0000..0x4000_0000 => format!("{:.1} MiB", kib / 1024.0),
+        _ => format!("{:.1} GiB", kib / 1024.0 / 1024.0),
+    }
 }
 
+/// `1,234,567`
 pub fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
