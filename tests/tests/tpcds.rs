@@ -1,5 +1,5 @@
 //! `results_equal_single_process_datafusion`: all 99 TPC-DS queries, in every mode of execution, over one to three
-//! executors, also with so little memory that operators spill.
+//! executors.
 
 use firesteel_tests::cluster::Cluster;
 use firesteel_tests::matrix::{MODES, Matrix, SPREAD};
@@ -8,29 +8,29 @@ use std::sync::LazyLock;
 
 static MATRIX: LazyLock<Matrix> = LazyLock::new(|| Matrix::new(TPCDS, 0.01));
 
-fn equal(executors: &str, more: &[&str]) {
+fn equal(executors: &str) {
     let cluster = Cluster::start(3, 1);
     for mode in MODES {
         let mode = format!("firesteel.execution.mode={mode}");
         let flags = ["--num-executors", executors, "--conf", &mode];
-        MATRIX.assert_equal(&cluster, &[&flags, &SPREAD[..], more].concat());
+        MATRIX.assert_equal(&cluster, &[&flags, &SPREAD[..]].concat());
     }
     cluster.assert_clean();
 }
 
 #[test]
 fn results_equal_single_process_datafusion_on_one_executor() {
-    equal("1", &[]);
+    equal("1");
 }
 
 #[test]
 fn results_equal_single_process_datafusion_on_two_executors() {
-    equal("2", &[]);
+    equal("2");
 }
 
 #[test]
 fn results_equal_single_process_datafusion_on_three_executors() {
-    equal("3", &[]);
+    equal("3");
 }
 
 /// What one process cannot run, with a part of its error: a query that runs one day must leave the list. (DataFusion 55
